@@ -1,0 +1,233 @@
+"""A trained run, measured: degraded, direct and sampled restorations against the originals.
+
+Conventions as verified against the paper (docs/decisions.md): RMSE over all pixels in [0, 1], SSIM
+with data range 1, restorations clamped to [-1, 1] first. FID compares the restorations of the split
+with its originals, by the digit classifier's features and, given the weights, by Inception's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from colddiff import metrics
+from colddiff.checkpoint import load_weights
+from colddiff.classifier import DigitClassifier, load_digit_classifier
+from colddiff.config import EvaluationConfig, RunConfig
+from colddiff.data import load_images, to_batch
+from colddiff.degradation import Degradation, Noise, build_degradation
+from colddiff.diffusion import restore_directly, sample_algorithm1, sample_algorithm2
+from colddiff.files import read_json, write_atomic, write_json
+from colddiff.images import save_grid, to_uint8
+from colddiff.metrics import find_inception_weights
+from colddiff.randomness import generator
+from colddiff.restorer import Restorer, build_restorer
+from colddiff.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+FIRST_KINDS = ("degraded", "direct", "sampled")
+GRID_IMAGES = 10
+
+
+@dataclass(frozen=True)
+class KindResult:
+    """One kind of restoration against the originals."""
+
+    rmse: float
+    ssim: float
+    fid_digits: float | None
+    """None where the images are no digits."""
+    fid_inception: float | None
+    """None without Inception weights."""
+    rmse_per_class: tuple[float, ...]
+    """By the images' own labels; empty where they have none."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What ``evaluation.json`` holds."""
+
+    split: str
+    samples: int
+    levels: tuple[int, ...]
+    """Visited by the kinds ``sampled`` (Algorithm 2) and ``sampled_algorithm1``."""
+    step: int
+    """Training steps behind the weights."""
+    device: str
+    seconds: float
+    settings: dict[str, Any]
+    """The EvaluationConfig."""
+    kinds: dict[str, KindResult]
+    """degraded, direct, sampled, sampled_algorithm1, and ``sampled[20-10-0]`` for other lists."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self)
+
+
+def is_evaluated(folder: RunFolder, settings: EvaluationConfig) -> bool:
+    """Whether the run's averaged weights were already measured with these very settings."""
+    try:
+        done = read_json(folder.evaluation)
+    except FileNotFoundError:
+        return False
+    expected = {name: _listed(value) for name, value in dataclasses.asdict(settings).items()}
+    return bool(done["settings"] == expected and done["step"] == folder.config.training.steps)
+
+
+def load_restorer(folder: RunFolder, device: torch.device) -> tuple[Restorer, RunConfig, int]:
+    """The averaged weights of a finished run, in evaluation mode; its configuration and step.
+
+    Raises:
+        ValueError: where the run is not trained yet.
+    """
+    if not folder.weights.exists():
+        raise ValueError(f"{folder.path.name} is not trained yet: it has no {folder.weights.name}")
+    tensors, _, step = load_weights(folder.weights)
+    config = folder.config
+    restorer = build_restorer(config)
+    restorer.load_state_dict(tensors)
+    return restorer.to(device).eval().requires_grad_(False), config, step
+
+
+@torch.no_grad()
+def evaluate(
+    folder: RunFolder,
+    settings: EvaluationConfig,
+    device: torch.device,
+    *,
+    progress: bool = False,
+) -> EvaluationResult:
+    """Measure a trained run and write evaluation.json, the sample grid and the arrays behind it.
+
+    Raises:
+        ValueError: for a run that is not trained, absent data, or lists of levels that do not fit.
+    """
+    start = time.perf_counter()
+    restorer, config, step = load_restorer(folder, device)
+    inception = find_inception_weights(settings.inception_weights or None)
+    images = load_images(config.data, settings.split)
+    count = min(settings.samples or len(images), len(images))
+    labels = images.labels[:count] if images.labels is not None else None
+    samplers = _samplers(restorer, config.degradation.T, settings)
+    restored: dict[str, list[Tensor]] = {name: [] for name in ("original", "degraded", *samplers)}
+    degradation = build_degradation(config.degradation, config.data.image_size).to(device)
+    parts = torch.arange(count).split(settings.batch_size)
+    for number, part in enumerate(_bar(parts, "evaluate", progress)):
+        x0 = to_batch(images.take(part), config.data).to(device)
+        held = hold(degradation, x0, config.training.seed, number)
+        xT = held.terminal(x0)
+        restored["original"].append(x0.cpu())
+        restored["degraded"].append(xT.clamp(-1, 1).cpu())
+        for name, sampler in samplers.items():
+            restored[name].append(sampler(held, xT).float().clamp(-1, 1).cpu())
+    stacked = {name: torch.cat(values) for name, values in restored.items()}
+    judge = Judge(stacked["original"], labels, config, inception, device)
+    result = EvaluationResult(
+        split=settings.split,
+        samples=count,
+        levels=tuple(range(config.degradation.T, -1, -1)),
+        step=step,
+        device=str(device),
+        seconds=round(time.perf_counter() - start, 1),
+        settings=dataclasses.asdict(settings),
+        kinds={name: judge(x) for name, x in stacked.items() if name != "original"},
+    )
+    save_images(folder, stacked, labels, settings.images)
+    write_json(folder.evaluation, result.to_dict())
+    return result
+
+
+def hold(degradation: torch.nn.Module, x0: Tensor, seed: int, batch: int) -> Degradation:
+    """The degradation with fixed noise where it has any (hot diffusion)."""
+    if isinstance(degradation, Noise):
+        source = generator(seed, "evaluation noise", batch)
+        return degradation.hold(torch.randn(x0.shape, generator=source).to(x0.device))
+    return degradation  # type: ignore[return-value]
+
+
+Sampler = Callable[[Degradation, Tensor], Tensor]
+
+
+def _samplers(restorer: Restorer, T: int, settings: EvaluationConfig) -> dict[str, Sampler]:
+    samplers: dict[str, Sampler] = {
+        "direct": lambda degradation, xT: restore_directly(restorer, xT, T),
+        "sampled": lambda degradation, xT: sample_algorithm2(restorer, degradation, xT),
+        "sampled_algorithm1": lambda degradation, xT: sample_algorithm1(restorer, degradation, xT),
+    }
+    for text, levels in zip(settings.levels, settings.level_lists, strict=True):
+        samplers[f"sampled[{text}]"] = lambda degradation, xT, levels=levels: sample_algorithm2(
+            restorer, degradation, xT, levels
+        )
+    return samplers
+
+
+class Judge:
+    """Compares restorations with the originals; the originals' features are computed once."""
+
+    def __init__(
+        self,
+        originals: Tensor,
+        labels: Tensor | None,
+        config: RunConfig,
+        inception: Any,
+        device: torch.device,
+    ) -> None:
+        self.originals, self.labels = originals, labels
+        self.inception = inception
+        self.classifier: DigitClassifier | None = None
+        if config.data.has_digits:
+            self.classifier = load_digit_classifier(device)
+
+    def __call__(self, restored: Tensor) -> KindResult:
+        """All metrics of one kind, ``n c h w`` in [-1, 1]."""
+        per_class: tuple[float, ...] = ()
+        if self.labels is not None:
+            per_class = metrics.rmse_per_class(restored, self.originals, self.labels)
+        return KindResult(
+            rmse=metrics.rmse(restored, self.originals),
+            ssim=metrics.ssim(restored, self.originals),
+            fid_digits=metrics.fid_digits(restored, self.originals, self.classifier)
+            if self.classifier is not None
+            else None,
+            fid_inception=metrics.fid_inception(restored, self.originals, self.inception)
+            if self.inception is not None
+            else None,
+            rmse_per_class=per_class,
+        )
+
+
+def save_images(
+    folder: RunFolder, stacked: dict[str, Tensor], labels: Tensor | None, count: int
+) -> None:
+    """The first ``count`` restorations as arrays, and a grid of the first few as a picture."""
+    if count == 0:
+        return
+    kinds = (*FIRST_KINDS, "original")
+    arrays = {name: to_uint8(stacked[name][:count]) for name in kinds}
+    arrays["index"] = np.arange(len(arrays["original"]))
+    if labels is not None:
+        arrays["label"] = labels[:count].numpy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(folder.samples / "restorations.npz", buffer.getvalue())
+    rows = [stacked[name][: min(GRID_IMAGES, count)] for name in kinds]
+    save_grid(folder.samples / "restorations.png", rows)
+
+
+def _bar(parts: tuple[Tensor, ...], name: str, progress: bool) -> Iterator[Tensor]:
+    yield from tqdm(parts, desc=name, unit="batch", disable=not progress)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,89 @@
+"""New images from nothing: a start near x_T, then a sampler (paper, section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from colddiff.config import GenerationConfig, RunConfig
+from colddiff.data import load_images, to_batch
+from colddiff.degradation import Blur, Degradation, Discrete, Noise, build_degradation
+from colddiff.diffusion import SAMPLERS
+from colddiff.evaluation import load_restorer
+from colddiff.files import write_atomic
+from colddiff.images import save_grid, to_uint8
+from colddiff.levels import check_levels, parse_levels
+from colddiff.prior import MeanPrior, break_symmetry, real_terminals
+from colddiff.randomness import generator
+from colddiff.run_folder import RunFolder
+
+GRID = (10, 10)
+
+
+@torch.no_grad()
+def generate(
+    folder: RunFolder, settings: GenerationConfig, device: torch.device, *, progress: bool = False
+) -> Path:
+    """Generate images and write ``samples/<slug>.npz`` (uint8 ``images``, n h w c) and ``.png``.
+
+    Returns the array file's path.
+
+    Raises:
+        ValueError: for a run that is not trained, absent data, or levels that do not fit.
+    """
+    restorer, config, _ = load_restorer(folder, device)
+    T = config.degradation.T
+    levels = parse_levels(settings.levels) if settings.levels else tuple(range(T, -1, -1))
+    check_levels(levels, T)
+    degradation = build_degradation(config.degradation, config.data.image_size).to(device)
+    start = starting_states(config, settings, degradation, device)
+    sample = SAMPLERS[settings.algorithm]
+    made = []
+    bar = tqdm(start.split(settings.batch_size), desc="generate", disable=not progress)
+    for xT in bar:
+        # Hot diffusion holds the noise it starts from: at T almost nothing else is there.
+        xT = xT.to(device)
+        held: Degradation = degradation.hold(xT) if isinstance(degradation, Noise) else degradation
+        made.append(sample(restorer, held, xT, levels).clamp(-1, 1).cpu())
+    images = torch.cat(made)
+    buffer = io.BytesIO()
+    described = json.dumps(dataclasses.asdict(settings))
+    np.savez_compressed(buffer, images=to_uint8(images), settings=np.array(described))
+    path = folder.samples / f"{settings.slug}.npz"
+    write_atomic(path, buffer.getvalue())
+    rows = list(images[: GRID[0] * GRID[1]].split(GRID[1]))
+    if len(rows[-1]) < len(rows[0]):
+        blank = rows[0].new_full((len(rows[0]) - len(rows[-1]), *rows[0].shape[1:]), 1.0)
+        rows[-1] = torch.cat((rows[-1], blank))
+    save_grid(path.with_suffix(".png"), rows)
+    return path
+
+
+def starting_states(
+    config: RunConfig,
+    settings: GenerationConfig,
+    degradation: Blur | Discrete | Noise,
+    device: torch.device,
+) -> Tensor:
+    """x_T for every image, ``n c h w`` on the CPU."""
+    size, n, seed = config.data.image_size, settings.n, settings.seed
+    if isinstance(degradation, Noise):
+        source = generator(seed, "start")
+        return torch.randn(n, config.data.channels, size, size, generator=source)
+    images = load_images(config.data, "train")
+    chosen = torch.randperm(len(images), generator=generator(seed, "start"))
+    if settings.start == "real":
+        x0 = to_batch(images.take(chosen[:n].sort().values), config.data)
+        start = real_terminals(lambda x: degradation.terminal(x.to(device)).cpu(), x0, n, seed)
+    else:
+        x0 = to_batch(images.take(chosen[:10_000].sort().values), config.data)
+        prior = MeanPrior.fit(x0.mean(dim=(-2, -1)), settings.components, seed)
+        start = prior.sample(n, size, size, seed)
+    return break_symmetry(start, settings.symmetry_noise, seed)

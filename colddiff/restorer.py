@@ -1,0 +1,107 @@
+"""The restorer of a configuration: what surrounds the U-Net.
+
+Precision is decided here. Degraded images stay float32 until their information has been lifted to
+the images' own scale: near x_T everything that identifies an image lies below bfloat16's 8 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from colddiff.config import RunConfig
+from colddiff.degradation import cumulative_matrices
+from colddiff.unet import UNet
+
+FLOAT32_FLOOR = 1e-6
+"""Error of x_t in float32 in units of the [-1, 1] range: a few roundings of values near 1."""
+EIGHT_BIT_FLOOR = 1 / 128
+"""The same after rounding to 8 bits."""
+
+
+class WienerEstimate(nn.Module):
+    """The linear estimate of x0 from x_t = A_t x0 A_tᵀ (Wiener filter with a white prior).
+
+    With A_t = U S Vᵀ, each coefficient of Uᵀ x_t U is divided by its gain g = s_i s_j as far as
+    the floor allows: by (g² + floor²) / g. What the blur has pushed below the floor stays zero.
+    The image's mean passes unchanged, as it does through the blur.
+    """
+
+    U: Tensor
+    V: Tensor
+    inverse: Tensor
+
+    def __init__(self, matrices: Tensor, floor: float) -> None:
+        """``matrices`` are A_0..A_T (float64 ``T+1 n n``), ``floor`` the error of x_t."""
+        super().__init__()
+        U, S, Vh = torch.linalg.svd(matrices)
+        gain = S[:, :, None] * S[:, None, :]
+        self.register_buffer("U", U.float(), persistent=False)
+        self.register_buffer("V", Vh.mT.float().contiguous(), persistent=False)
+        self.register_buffer("inverse", (gain / (gain**2 + floor**2)).float(), persistent=False)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        """``b c n n`` -> ``b c n n``, float32."""
+        U, V = self.U[t][:, None], self.V[t][:, None]
+        mean = xt.mean(dim=(-2, -1), keepdim=True)
+        coefficients = U.mT @ (xt - mean) @ U
+        return mean + V @ (coefficients * self.inverse[t][:, None]) @ V.mT
+
+
+class Restorer(nn.Module):
+    """R(x_t, t): fold pixels into channels, condition the input, run the U-Net, unfold."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        *,
+        patch: int = 1,
+        estimate: WienerEstimate | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        super().__init__()
+        self.unet, self.patch, self.estimate, self.precision = unet, patch, estimate, precision
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        """x0_hat, float32 ``b c h w``, from x_t in [-1, 1] at int64 levels ``b`` in 1..T."""
+        device = xt.device.type
+        with torch.autocast(device, enabled=False):
+            inputs = xt.float()
+            if self.estimate is not None:
+                # First, because a residual U-Net adds its output to its first channels.
+                inputs = torch.cat((self.estimate(inputs, t), inputs), dim=1)
+            if self.patch > 1:
+                inputs = F.pixel_unshuffle(inputs, self.patch)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            out: Tensor = self.unet(inputs, t)
+        return F.pixel_shuffle(out.float(), self.patch) if self.patch > 1 else out.float()
+
+
+def build_restorer(config: RunConfig) -> Restorer:
+    """The freshly initialised restorer of a configuration, seeded by ``training.seed``."""
+    model, channels = config.model, config.data.channels
+    folded = channels * model.patch**2
+    wiener = model.conditioning == "wiener"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        unet = UNet(
+            model.dim,
+            model.mults,
+            2 * folded if wiener else folded,
+            out_channels=folded,
+            time_embedding=model.time_embedding,
+            residual=model.residual,
+        )
+    estimate = None
+    if wiener:
+        floor = EIGHT_BIT_FLOOR if config.degradation.discrete else FLOAT32_FLOOR
+        matrices = cumulative_matrices(config.degradation, config.data.image_size)
+        estimate = WienerEstimate(matrices, floor)
+    restorer = Restorer(
+        unet, patch=model.patch, estimate=estimate, precision=config.training.precision
+    )
+    return restorer.to(memory_format=torch.channels_last)

@@ -1,0 +1,196 @@
+"""The run folder: one home for its file names, its status and what is recorded of each attempt."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from colddiff.config import RunConfig
+from colddiff.files import read_json, write_atomic, write_json
+
+State = Literal["running", "finished", "interrupted", "failed"]
+PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "submitit", "optuna", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Status:
+    """What ``status.json`` says of a run's training."""
+
+    state: State
+    step: int
+    steps: int
+    message: str = ""
+    updated_ms: int = 0
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``runs/<run-id>/``: the truth about a run; MLflow is a view of it."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration, JSON."""
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Attempts (command, git, packages, host, device) and data checksum."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training state."""
+        return self.path / "checkpoints"
+
+    @property
+    def journal(self) -> Path:
+        """Metrics, one JSON line a record."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def weights(self) -> Path:
+        """Averaged weights of the finished training."""
+        return self.path / "ema.safetensors"
+
+    @property
+    def evaluation(self) -> Path:
+        """The EvaluationResult."""
+        return self.path / "evaluation.json"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of image grids and arrays."""
+        return self.path / "samples"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of job logs."""
+        return self.path / "logs"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works on this run."""
+        return self.path / ".lock"
+
+    @classmethod
+    def create(cls, runs: Path, config: RunConfig) -> RunFolder:
+        """The folder of ``config`` below ``runs``, made if it is new.
+
+        In an old one, only fields that do not define the result can differ: the new ones hold.
+        """
+        folder = cls(runs / config.run_id)
+        if not folder.config_file.exists() or folder.config != config:
+            write_atomic(folder.config_file, config.to_json())
+        return folder
+
+    @classmethod
+    def find(cls, path: Path) -> RunFolder:
+        """An existing run folder; raises ``ValueError`` where there is none."""
+        folder = cls(path)
+        if not folder.config_file.is_file():
+            raise ValueError(f"{path} is not a run folder: it has no {folder.config_file.name}")
+        return folder
+
+    @property
+    def config(self) -> RunConfig:
+        """The recorded configuration."""
+        return RunConfig.from_json(self.config_file.read_text())
+
+    def status(self) -> Status | None:
+        """The recorded status, or None before the first attempt."""
+        try:
+            return Status(**read_json(self.path / "status.json"))
+        except FileNotFoundError:
+            return None
+
+    def write_status(self, state: State, step: int, steps: int, message: str = "") -> None:
+        """Record where the run stands."""
+        now = int(time.time() * 1000)
+        value = {"state": state, "step": step, "steps": steps, "message": message}
+        write_json(self.path / "status.json", value | {"updated_ms": now})
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training is complete."""
+        status = self.status()
+        return status is not None and status.state == "finished" and self.weights.exists()
+
+    def record_attempt(
+        self, *, device: str, resumed_from_step: int, data_sha256: str, data_samples: int
+    ) -> None:
+        """Append this process to ``environment.json``; keep the diff of a dirty working tree."""
+        record = read_json(self.environment) if self.environment.exists() else {"attempts": []}
+        record |= {"data_sha256": data_sha256, "data_samples": data_samples}
+        record["attempts"].append(attempt(device) | {"resumed_from_step": resumed_from_step})
+        write_json(self.environment, record)
+        difference = _git("diff", "HEAD")
+        if difference:
+            write_atomic(self.path / "environment.diff", difference + "\n")
+
+
+def attempt(device: str) -> dict[str, Any]:
+    """What there is to know about this process: time, command, code, packages, machine."""
+    return {
+        "started_ms": int(time.time() * 1000),
+        "command": shlex.join(sys.orig_argv),
+        "git_sha": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": device,
+        "slurm": {
+            name.removeprefix("SLURM_").lower(): value
+            for name, value in os.environ.items()
+            if name
+            in (
+                "SLURM_JOB_ID",
+                "SLURM_ARRAY_JOB_ID",
+                "SLURM_ARRAY_TASK_ID",
+                "SLURM_RESTART_COUNT",
+                "SLURM_JOB_PARTITION",
+                "SLURM_JOB_NODELIST",
+            )
+        },
+    }
+
+
+def _git(*arguments: str) -> str:
+    """Output of a git command on the source tree, empty where there is no git or repository."""
+    source = Path(__file__).parent.parent
+    try:
+        result = subprocess.run(
+            ["git", *arguments], cwd=source, capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

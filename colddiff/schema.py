@@ -1,0 +1,99 @@
+"""What the configuration's dataclasses share: checked types and ranges, and reading from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Any, Literal, TypeVar
+
+Node = TypeVar("Node")
+
+
+def elsewhere(default: Any) -> Any:
+    """A field that does not define the result and so is no part of the run id."""
+    return field(default=default, metadata={"identity": False})
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ``ValueError`` naming the field, its value and what is allowed."""
+    if not condition:
+        raise ValueError(f"{name} = {value!r} is not allowed: it must be {allowed}")
+
+
+class Checked:
+    """Checks every field against its annotation; subclasses add ranges in :meth:`check`."""
+
+    SECTION = ""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            name = f"{self.SECTION}.{item.name}".lstrip(".")
+            _check_type(name, getattr(self, item.name), hints[item.name])
+        self.check()
+
+    def check(self) -> None:
+        """Raise ``ValueError`` where a value is out of range."""
+
+    def require(self, condition: bool, name: str, allowed: str) -> None:
+        """:func:`require` for one of this section's fields."""
+        require(condition, f"{self.SECTION}.{name}", getattr(self, name), allowed)
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean …?``, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def identity(node: Any) -> Any:
+    """Nested dictionaries of the fields that define the result."""
+    if not dataclasses.is_dataclass(node):
+        return node
+    kept = (f.name for f in dataclasses.fields(node) if f.metadata.get("identity", True))
+    values = {name: identity(getattr(node, name)) for name in kept}
+    return {name: value for name, value in values.items() if value != {}}
+
+
+def build(cls: type[Node], values: Any, path: str = "") -> Node:
+    """A dataclass tree from nested dictionaries, as JSON gives them.
+
+    Raises:
+        ValueError: for unknown fields, with the nearest known one, and for bad values.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{path or 'configuration'} = {values!r} must be an object")
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = {}
+    for name, value in values.items():
+        dotted = f"{path}.{name}".lstrip(".")
+        if name not in names:
+            raise ValueError(f"unknown field {dotted!r}.{closest(name, names)}")
+        if dataclasses.is_dataclass(hints[name]):
+            arguments[name] = build(typing.cast(type[Any], hints[name]), value, dotted)
+        else:
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**arguments)
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        allowed = typing.get_args(hint)
+        require(value in allowed, name, value, f"one of {', '.join(map(str, allowed))}")
+    elif origin is tuple:
+        item = typing.get_args(hint)[0]
+        require(isinstance(value, tuple), name, value, f"a list of {item.__name__}")
+        for entry in value:
+            _check_type(name, entry, item)
+    elif hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(number, name, value, "a number")
+    else:
+        # bool is a subclass of int, but True is no number of steps.
+        exact = type(value) is hint if hint in (int, bool) else isinstance(value, hint)
+        require(exact, name, value, f"of type {hint.__name__}")

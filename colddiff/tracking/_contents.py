@@ -1,0 +1,127 @@
+"""What MLflow is told about a run, read from its folder; nothing here calls MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from colddiff.files import read_json
+from colddiff.tracking._uri import mask_secrets
+
+log = logging.getLogger(__name__)
+
+ARTIFACTS = ("config.json", "environment.json", "environment.diff", "evaluation.json")
+FINAL_ARTIFACTS = ("ema.safetensors",)  # large and rewritten during training
+LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY = 6000, 8000, 250  # MLflow's limits
+
+
+def read_or_empty(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if the file is missing or, with a warning, unreadable."""
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        log.warning("%s is not JSON and is ignored: %s", path, error)
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def identity(run_id: str, environment: dict[str, Any]) -> dict[str, str]:
+    """The tags that say which MLflow run is this folder's.
+
+    The first attempt's start tells apart folders of equal configuration, which have equal run ids:
+    their metrics must not mix.
+    """
+    started = first_start_ms(environment)
+    tags = {"colddiff.run_id": run_id}
+    return tags if started is None else tags | {"colddiff.started_ms": str(started)}
+
+
+def first_start_ms(environment: dict[str, Any]) -> int | None:
+    """Unix time in milliseconds of the first attempt's start."""
+    started = (environment.get("attempts") or [{}])[0].get("started_ms")
+    return None if started is None else int(started)
+
+
+def tags(environment: dict[str, Any]) -> dict[str, str]:
+    """Provenance of code, data, machine and attempts; what is unknown is left out, secrets too."""
+    attempts = environment.get("attempts") or [{}]
+    last = attempts[-1]
+    command = last.get("command")
+    values: dict[str, object] = {
+        "colddiff.git_sha": _distinct(attempt.get("git_sha") for attempt in attempts),
+        "colddiff.git_dirty": str(any(attempt.get("git_dirty") for attempt in attempts)).lower(),
+        "colddiff.data_sha256": environment.get("data_sha256"),
+        "colddiff.data_samples": environment.get("data_samples"),
+        "colddiff.slurm_job_ids": _distinct(
+            (attempt.get("slurm") or {}).get("job_id") for attempt in attempts
+        ),
+        "colddiff.attempts": len(attempts),
+        "colddiff.host": last.get("host"),
+        "colddiff.device": last.get("device"),
+        "mlflow.source.git.commit": last.get("git_sha"),
+        "mlflow.source.name": " ".join(command) if isinstance(command, list) else command,
+        "mlflow.source.type": "JOB" if last.get("slurm") else "LOCAL",
+    }
+    return {
+        key: mask_secrets(str(value))[:LONGEST_TAG]
+        for key, value in values.items()
+        if value not in (None, "")
+    }
+
+
+def metric_key(key: str) -> str:
+    """The key as MLflow allows it: letters, digits and ``_-. /``, at most 250 of them."""
+    key = re.sub(r"[^/\w.\- ]", "_", key.replace("]", ""))
+    parts = [part for part in key.split("/") if part not in ("", ".", "..")]
+    return "/".join(parts)[:LONGEST_KEY].rstrip("/") or "_"
+
+
+def evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
+    """``eval/<kind>/<metric>`` and ``eval/samples``; lists and objects become further levels."""
+    values = {"samples": evaluation.get("samples"), **evaluation.get("kinds", {})}
+    return {metric_key(key): value for key, value in _numbers("eval", values)}
+
+
+def artifact_paths(folder: Path, *, final: bool) -> list[Path]:
+    """The files to upload; the weights only of a run that is not going on."""
+    names = ARTIFACTS + (FINAL_ARTIFACTS if final else ())
+    paths = [folder / name for name in names]
+    if (folder / "samples").is_dir():
+        paths += sorted((folder / "samples").iterdir())
+    return [path for path in paths if path.is_file() and not path.name.startswith(".")]
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, without reading it into memory at once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _distinct(values: Iterator[Any]) -> str:
+    return ",".join(dict.fromkeys(str(value) for value in values if value))
+
+
+def _numbers(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
+    match value:
+        case bool() | str() | None:
+            return
+        case int() | float():
+            yield prefix, float(value)
+        case dict():
+            for key, item in value.items():
+                yield from _numbers(f"{prefix}/{key}", item)
+        case list():
+            for index, item in enumerate(value):
+                yield from _numbers(f"{prefix}/{index}", item)

@@ -1,0 +1,373 @@
+"""The training loop: one process, resumable at any step, bit for bit.
+
+Nothing random has a state (see :mod:`colddiff.randomness`), so weights, optimiser, average and the
+running loss are all there is to save. The loop never waits for the device except where it logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psutil
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from colddiff.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from colddiff.config import OptimiserConfig, RunConfig
+from colddiff.data import Images, Order, TensorImages, batches, load_images, to_batch
+from colddiff.degradation import Degradation, Noise, build_degradation
+from colddiff.diffusion import restoration_loss, restore_directly
+from colddiff.interruption import Interrupted, StopRequest
+from colddiff.journal import Journal
+from colddiff.metrics import rmse, ssim
+from colddiff.randomness import generator
+from colddiff.restorer import build_restorer
+from colddiff.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+Report = Callable[[int, Mapping[str, float]], None]
+"""``report(step, metrics)``: told every journal record; may raise to stop the run (pruning)."""
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient became infinite or NaN; the last checkpoint is good."""
+
+
+class StopSource(Protocol):
+    """Anything with a ``signum``: None to go on, else the signal that asked to stop."""
+
+    signum: int | None
+
+
+@dataclass
+class Interval:
+    """Sums on the device since the last journal record (float64 ``loss, gradient norm``)."""
+
+    sums: Tensor
+    steps: int = 0
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """No host synchronisation here."""
+        self.sums += torch.stack((loss.detach(), norm.detach())).double()
+        self.steps += 1
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` -> cuda where there is one; raises ``ValueError`` for cuda where there is none."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("training.device = 'cuda' but torch sees no CUDA device: use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
+    """The rate of the 0-based ``step`` of ``steps``: linear warm-up, then constant or cosine."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train(
+    folder: RunFolder,
+    *,
+    stop: StopSource | None = None,
+    report: Report | None = None,
+    progress: bool = False,
+) -> None:
+    """Train the folder's configuration to its last step, from wherever it stands.
+
+    Args:
+        folder: the run; holds the configuration and receives everything.
+        stop: asked at each step boundary; the state is saved before stopping.
+        report: see :data:`Report`.
+        progress: show a bar (on a terminal) instead of one log line an interval.
+
+    Raises:
+        Interrupted: after a save, where ``stop`` asked for it.
+        NonFiniteError: naming the step range; checkpoints before it are kept.
+        ValueError: for data that is absent, or checkpoints that are all damaged.
+    """
+    config = folder.config
+    trainer = Trainer(folder, config)
+    try:
+        with StopRequest() if stop is None else _Given(stop) as request:
+            trainer.run(request, report, progress)
+    except Interrupted as interruption:
+        folder.write_status("interrupted", trainer.step, config.training.steps, str(interruption))
+        raise
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        folder.write_status("failed", trainer.step, config.training.steps, message)
+        raise
+    finally:
+        trainer.journal.close()
+
+
+class Trainer:
+    """The state of one training run, and the operations on it."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig) -> None:
+        self.folder, self.config = folder, config
+        self.device = resolve_device(config.training.device)
+        self.step = 0
+        folder.write_status("running", 0, config.training.steps, "loading")
+        images, self.validation = split_validation(load_images(config.data, "train"), config)
+        self.data_sha256 = images.checksum
+        self.images = images.to(self.device) if isinstance(images, TensorImages) else images
+        self.degradation = build_degradation(config.degradation, config.data.image_size)
+        self.degradation.to(self.device)
+        self.restorer = build_restorer(config).to(self.device)
+        self.compiled: Any = self.restorer
+        if config.training.compile:
+            self.compiled = torch.compile(self.restorer)
+        self.average = AveragedModel(
+            self.restorer, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay)
+        )
+        self.optimiser = _optimiser(config.optimiser, self.restorer)
+        self.interval = Interval(torch.zeros(2, dtype=torch.float64, device=self.device))
+        self._resume()
+        self.journal = Journal.open(folder.journal)
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.folder.checkpoints, self.device)
+        if state is not None:
+            self.restorer.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.interval = Interval(state["interval_sums"], state["interval_steps"])
+            self.step = state["step"]
+            log.info("resuming %s at step %d", self.folder.path.name, self.step)
+        self.folder.record_attempt(
+            device=str(self.device),
+            resumed_from_step=self.step,
+            data_sha256=self.data_sha256,
+            data_samples=len(self.images),
+        )
+
+    def run(self, stop: StopSource, report: Report | None, progress: bool) -> None:
+        """Step until the end, or until ``stop`` asks."""
+        settings = self.config.training
+        steps = settings.steps
+        self.folder.write_status("running", self.step, steps)
+        order = Order(len(self.images), settings.batch_size, settings.seed)
+        stream = batches(
+            self.images,
+            self.config.data,
+            order,
+            self.step * settings.accumulation,
+            self.device,
+            settings.workers,
+        )
+        bar = tqdm(total=steps, initial=self.step, unit="step", disable=not progress, delay=0.1)
+        clock, saved = time.perf_counter(), self.step
+        with bar:
+            while self.step < steps:
+                self.train_step(stream, order)
+                bar.update()
+                if self.step % settings.log_every == 0 or self.step == steps:
+                    elapsed = time.perf_counter() - clock
+                    self.log_interval(elapsed, report, bar)
+                    clock = time.perf_counter()
+                if settings.validate_every and (
+                    self.step % settings.validate_every == 0 or self.step == steps
+                ):
+                    self.validate(report, bar)
+                    clock = time.perf_counter()
+                if self.step % settings.checkpoint_every == 0 or self.step == steps:
+                    self.save()
+                    saved = self.step
+                if stop.signum is not None and self.step < steps:
+                    if saved != self.step:
+                        self.save()
+                    raise Interrupted(self.step, stop.signum)
+        save_weights(self.folder.weights, self.average.module, self.config, self.step)
+        self.folder.write_status("finished", self.step, steps)
+
+    def train_step(self, stream: Iterator[Tensor], order: Order) -> None:
+        """One optimiser step: ``accumulation`` micro-batches, clip, update, average."""
+        settings, total = self.config.training, torch.zeros((), device=self.device)
+        for micro in range(settings.accumulation):
+            k = self.step * settings.accumulation + micro
+            x0 = next(stream)
+            t = torch.randint(
+                1,
+                self.degradation.T + 1,
+                (order.global_size,),
+                generator=generator(settings.seed, "t", k),
+            )
+            loss = restoration_loss(
+                self.compiled,
+                self._hold(x0, k),
+                x0,
+                order.share(t).to(self.device, non_blocking=True),
+                settings.loss,
+            )
+            (loss / settings.accumulation).backward()
+            total += loss.detach() / settings.accumulation
+        norm = self._update()
+        self.interval.add(total, norm)
+        self._update_average()
+        self.step += 1
+
+    def _hold(self, x0: Tensor, k: int) -> Degradation:
+        """The degradation of micro-batch ``k``: hot diffusion draws its noise here."""
+        if not isinstance(self.degradation, Noise):
+            return self.degradation
+        source = generator(self.config.training.seed, "noise", k)
+        return self.degradation.hold(torch.randn(x0.shape, generator=source).to(x0.device))
+
+    def _update(self) -> Tensor:
+        config = self.config.optimiser
+        rate = learning_rate(config, self.step, self.config.training.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        limit = config.clip_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.restorer.parameters(), limit)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return norm
+
+    def _update_average(self) -> None:
+        """The authors' rule: every ``ema_every`` steps, a plain copy before ``ema_start``."""
+        settings = self.config.training
+        if self.step % settings.ema_every:
+            return
+        if self.step < settings.ema_start:
+            self.average.n_averaged.zero_()  # AveragedModel copies when it has averaged nothing
+        self.average.update_parameters(self.restorer)
+
+    def log_interval(self, seconds: float, report: Report | None, bar: tqdm[Any]) -> None:
+        """Read the sums (the one wait for the device), check them, write the record."""
+        settings = self.config.training
+        loss, norm = self.check_finite()
+        images = self.interval.steps * settings.accumulation * settings.batch_size
+        metrics = {
+            "train/loss": loss,
+            "train/gradient_norm": norm,
+            "train/learning_rate": learning_rate(
+                self.config.optimiser, self.step - 1, settings.steps
+            ),
+            "speed/images_per_second": images / seconds,
+            **system_metrics(self.device),
+        }
+        self.interval = Interval(torch.zeros_like(self.interval.sums))
+        self.folder.write_status("running", self.step, settings.steps)
+        self._record(metrics, report)
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if bar.disable:
+            rate = metrics["speed/images_per_second"]
+            log.info("step %d/%d loss %.4f, %.0f images/s", self.step, settings.steps, loss, rate)
+
+    def check_finite(self) -> tuple[float, float]:
+        """Mean loss and gradient norm of the interval; raises :class:`NonFiniteError`."""
+        loss, norm = (self.interval.sums / max(1, self.interval.steps)).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteError(
+                f"loss {loss} or gradient norm {norm} is not finite within steps "
+                f"{self.step - self.interval.steps + 1}..{self.step}; the last checkpoint is from "
+                "before that. Lower optimiser.lr, or set optimiser.clip_norm"
+            )
+        return loss, norm
+
+    @torch.no_grad()
+    def validate(self, report: Report | None, bar: tqdm[Any]) -> None:
+        """Direct restoration of the validation images from x_T by the averaged weights."""
+        if self.validation is None:
+            return
+        pixels = self.validation.take(torch.arange(len(self.validation)))
+        x0 = to_batch(pixels, self.config.data)
+        restored = []
+        self.average.eval()
+        for part, k in zip(x0.split(250), range(len(x0)), strict=False):
+            part = part.to(self.device)
+            xT = self._hold(part, -1 - k).terminal(part)
+            restored.append(restore_directly(self.average.module, xT, self.degradation.T).cpu())
+        x0_hat = torch.cat(restored).clamp(-1, 1)
+        metrics = {"validation/rmse": rmse(x0_hat, x0), "validation/ssim": ssim(x0_hat, x0)}
+        self._record(metrics, report)
+        bar.write(
+            f"step {self.step}: direct restoration RMSE {metrics['validation/rmse']:.4f}, "
+            f"SSIM {metrics['validation/ssim']:.4f}"
+        ) if not bar.disable else log.info("step %d %s", self.step, metrics)
+
+    def _record(self, metrics: dict[str, float], report: Report | None) -> None:
+        self.journal.append(self.step, metrics)
+        if report is not None:
+            report(self.step, metrics)
+
+    def save(self) -> None:
+        """Write a checkpoint, if the state is finite, and make the journal durable."""
+        self.check_finite()
+        self.journal.sync()
+        state = {
+            "step": self.step,
+            "model": self.restorer.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "interval_sums": self.interval.sums,
+            "interval_steps": self.interval.steps,
+        }
+        save_checkpoint(self.folder.checkpoints, self.step, state)
+
+
+def split_validation(images: Images, config: RunConfig) -> tuple[Images, TensorImages | None]:
+    """Keep back ``data.validation`` images, a choice that depends on nothing but their number.
+
+    Raises:
+        ValueError: where fewer images would be left for training than one batch.
+    """
+    held = config.data.validation
+    if held == 0:
+        return images, None
+    if not isinstance(images, TensorImages) or len(images) - held < config.training.batch_size:
+        raise ValueError(
+            f"data.validation = {held} is not possible with {len(images)} training images: it "
+            "needs data kept in memory, and at least one batch left to train on"
+        )
+    chosen = torch.randperm(len(images), generator=generator(0, "validation"))
+    kept, back = chosen[held:].sort().values, chosen[:held].sort().values
+    return TensorImages(images.pixels[kept]), TensorImages(images.pixels[back])
+
+
+def system_metrics(device: torch.device) -> dict[str, float]:
+    """Load and memory now, under the names MLflow's own monitor uses.
+
+    They go through the journal like every metric, so they survive a dead tracking server.
+    """
+    memory = psutil.virtual_memory()
+    metrics = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": memory.used / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+    }
+    if device.type == "cuda":
+        metrics["system/gpu_0_memory_usage_megabytes"] = torch.cuda.memory_reserved(device) / 1e6
+    return metrics
+
+
+def _optimiser(config: OptimiserConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(module.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+class _Given:
+    """A stop source opened by somebody else, as a context manager."""
+
+    def __init__(self, stop: StopSource) -> None:
+        self.stop = stop
+
+    def __enter__(self) -> StopSource:
+        return self.stop
+
+    def __exit__(self, *_: object) -> None:
+        return None

@@ -1,0 +1,268 @@
+"""The restorer: the ConvNeXt U-Net with linear attention of the authors' MNIST and CelebA runs.
+
+The parameters are laid out in the authors' order and shapes, so that their checkpoints load
+(:func:`load_reference_state_dict`), but the operations are native ones: ``F.layer_norm`` over the
+channels of a ``channels_last`` tensor, and linear attention as two batched matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEADS, HEAD_DIM = 4, 32
+EXPANSION = 2
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channel dimension of ``b c h w``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each pixel's channel vector; in channels_last the permutes copy nothing."""
+        rows = x.permute(0, 2, 3, 1)
+        return F.layer_norm(rows, rows.shape[-1:], self.weight, self.bias, 1e-5).permute(0, 3, 1, 2)
+
+
+class ConvNextBlock(nn.Module):
+    """Depth-wise 7x7, time shift, norm, two 3x3 convolutions, residual (arXiv:2201.03545)."""
+
+    def __init__(self, dim: int, dim_out: int, time_dim: int | None, *, norm: bool = True) -> None:
+        super().__init__()
+        hidden = dim_out * EXPANSION
+        self.time = None if time_dim is None else nn.Linear(time_dim, dim)
+        self.depthwise = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = ChannelNorm(dim) if norm else nn.Identity()
+        self.expand = nn.Conv2d(dim, hidden, 3, padding=1)
+        self.project = nn.Conv2d(hidden, dim_out, 3, padding=1)
+        self.skip = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
+        """Map ``b dim h w`` to ``b dim_out h w``; ``time`` is the activated embedding."""
+        h = self.depthwise(x)
+        if self.time is not None and time is not None:
+            h = h + self.time(time)[:, :, None, None]
+        h = self.project(F.gelu(self.expand(self.norm(h))))
+        out: Tensor = h + self.skip(x)
+        return out
+
+
+class LinearAttention(nn.Module):
+    """Pre-normed linear attention with a residual: softmax over the keys' pixels, none elsewhere.
+
+    The context ``k vᵀ`` is a 32x32 matrix a head, so the cost grows linearly with the pixels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(dim)
+        self.qkv = nn.Conv2d(dim, 3 * HEADS * HEAD_DIM, 1, bias=False)
+        self.out = nn.Conv2d(HEADS * HEAD_DIM, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``b c h w -> b c h w``."""
+        b, _, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(b, h * w, 3, HEADS, HEAD_DIM)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        context = k.softmax(dim=-2).transpose(-2, -1) @ v
+        attended = (q * HEAD_DIM**-0.5) @ context
+        attended = attended.transpose(1, 2).reshape(b, h, w, HEADS * HEAD_DIM)
+        out: Tensor = self.out(attended.permute(0, 3, 1, 2)) + x
+        return out
+
+
+class Level(nn.Module):
+    """One resolution: two blocks, attention and a resampling (identity at the ends)."""
+
+    def __init__(
+        self, dim: int, dim_out: int, time_dim: int | None, resample: nn.Module, *, norm: bool
+    ) -> None:
+        super().__init__()
+        self.block1 = ConvNextBlock(dim, dim_out, time_dim, norm=norm)
+        self.block2 = ConvNextBlock(dim_out, dim_out, time_dim)
+        self.attention = LinearAttention(dim_out)
+        self.resample = resample
+
+    def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
+        """The features before resampling, which the skip connection needs."""
+        out: Tensor = self.attention(self.block2(self.block1(x, time), time))
+        return out
+
+
+class UNet(nn.Module):
+    """R(x_t, t): predicts x0 from a degraded image and its level.
+
+    Args:
+        dim: width of the first resolution and of the time embedding; even and at least 4.
+        mults: width multiplier of each resolution; each further one halves the image.
+        channels: input channels.
+        out_channels: output channels, as many as the input's by default.
+        time_embedding: whether the network is told t.
+        residual: whether the network predicts x0 minus its first ``out_channels`` inputs.
+
+    At ``dim=64, mults=(1, 2, 4, 8)`` it is the authors' network: 56,612,916 parameters at one
+    channel, 56,615,708 at three. Like theirs, it embeds the 0-based step ``t - 1``.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        mults: Sequence[int] = (1, 2, 4, 8),
+        channels: int = 1,
+        *,
+        out_channels: int | None = None,
+        time_embedding: bool = True,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim < 4 or dim % 2:
+            raise ValueError(f"dim must be an even number of at least 4, got {dim}")
+        if not mults or min(mults) < 1:
+            raise ValueError(f"mults must be one or more positive integers, got {tuple(mults)}")
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels}")
+        out_channels = channels if out_channels is None else out_channels
+        self.dim, self.out_channels, self.residual = dim, out_channels, residual
+        self.stride = 2 ** (len(mults) - 1)
+        widths = [channels, *(dim * m for m in mults)]
+        time_dim = dim if time_embedding else None
+        self.time = (
+            nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+            if time_embedding
+            else None
+        )
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.downs = nn.ModuleList(
+            Level(
+                a,
+                b,
+                time_dim,
+                nn.Conv2d(b, b, 4, 2, 1) if i < len(pairs) - 1 else nn.Identity(),
+                norm=i > 0,  # the first block sees the image itself, which has nothing to norm
+            )
+            for i, (a, b) in enumerate(pairs)
+        )
+        self.middle1 = ConvNextBlock(widths[-1], widths[-1], time_dim)
+        self.middle_attention = LinearAttention(widths[-1])
+        self.middle2 = ConvNextBlock(widths[-1], widths[-1], time_dim)
+        self.ups = nn.ModuleList(
+            Level(2 * b, a, time_dim, nn.ConvTranspose2d(a, a, 4, 2, 1), norm=True)
+            for a, b in reversed(pairs[1:])
+        )
+        self.final_block = ConvNextBlock(dim, dim, None)
+        self.final = nn.Conv2d(dim, out_channels, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict x0 from ``x`` (``b c h w`` in [-1, 1]) at levels ``t`` (``b``, int64, 1..T).
+
+        Raises:
+            ValueError: if height or width is not a multiple of ``2 ** (len(mults) - 1)``.
+        """
+        if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
+            raise ValueError(
+                f"image height and width must be multiples of {self.stride}, got {tuple(x.shape)}"
+            )
+        time = None
+        if self.time is not None:
+            # Every block applies the same GELU to the embedding before its own linear map.
+            time = F.gelu(self.time(step_embedding(t - 1, self.dim)))
+        h, skips = x, []
+        for down in self.downs:
+            h = down(h, time)
+            skips.append(h)
+            h = down.resample(h)
+        h = self.middle2(self.middle_attention(self.middle1(h, time)), time)
+        for up in self.ups:
+            h = up.resample(up(torch.cat((h, skips.pop()), dim=1), time))
+        out: Tensor = self.final(self.final_block(h, None))
+        return out + x[:, : self.out_channels] if self.residual else out
+
+
+def step_embedding(step: Tensor, dim: int) -> Tensor:
+    """Sines and cosines of the 0-based step ``b``, float32 ``b dim`` (arXiv:1706.03762, 3.5)."""
+    half = dim // 2
+    decay = math.log(10_000) / (half - 1)
+    frequencies = torch.exp(torch.arange(half, device=step.device) * -decay)
+    angles = step[:, None].float() * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def load_reference_state_dict(
+    unet: UNet,
+    state_dict: Mapping[str, Tensor],
+    weights: Literal["model", "ema"] = "model",
+) -> None:
+    """Load weights that carry the authors' parameter names (``downs.0.0.ds_conv.weight``, …).
+
+    Takes a bare network's state dict, or the one of their ``GaussianDiffusion`` with any mix of
+    ``module.`` and ``denoise_fn.`` in front, or their whole checkpoint (then ``weights`` says
+    which of its two entries). Their blur kernels are ignored: ours are computed.
+
+    Raises:
+        ValueError: naming the parameters that are missing, unknown or of another shape.
+    """
+    if weights in state_dict and isinstance(state_dict[weights], Mapping):
+        state_dict = state_dict[weights]  # type: ignore[assignment]
+    theirs: dict[str, Tensor] = {}
+    for name, value in state_dict.items():
+        bare = name.replace("module.", "").removeprefix("denoise_fn.")
+        if not bare.startswith("gaussian_kernels."):
+            theirs[bare] = value
+    names = reference_names(unet)
+    own = unet.state_dict()
+    missing = sorted(set(names.values()) - set(theirs))
+    unknown = sorted(set(theirs) - set(names.values()))
+    if missing or unknown:
+        raise ValueError(f"reference weights do not fit: missing {missing}, unknown {unknown}")
+    wrong = [r for n, r in names.items() if theirs[r].numel() != own[n].numel()]
+    if wrong:
+        raise ValueError(f"reference weights do not fit: other shapes at {wrong}")
+    # Their norms are stored 1 c 1 1; every other shape agrees.
+    unet.load_state_dict({n: theirs[r].reshape(own[n].shape) for n, r in names.items()})
+
+
+def reference_names(unet: UNet) -> dict[str, str]:
+    """Our parameter name -> the authors' name, for every parameter of ``unet``."""
+    block = {
+        "time": "mlp.1",
+        "depthwise": "ds_conv",
+        "norm": "net.0",
+        "expand": "net.1",
+        "project": "net.3",
+        "skip": "res_conv",
+    }
+    attention = {"norm": "fn.norm", "qkv": "fn.fn.to_qkv", "out": "fn.fn.to_out"}
+    parts = {"block1": "0", "block2": "1", "attention": "2", "resample": "3"}
+    tops = {
+        "middle1": "mid_block1",
+        "middle_attention": "mid_attn",
+        "middle2": "mid_block2",
+        "final_block": "final_conv.0",
+        "final": "final_conv.1",
+    }
+
+    def translate(name: str) -> str:
+        head, *rest = name.split(".")
+        if head == "time":
+            return f"time_mlp.{int(rest[0]) + 1}.{rest[1]}"
+        if head in ("downs", "ups"):
+            head, rest = f"{head}.{rest[0]}.{parts[rest[1]]}", [rest[1], *rest[2:]]
+            kind = rest.pop(0)
+        else:
+            kind, head = head, tops[head]
+        if len(rest) == 1:  # a plain convolution: resample or final
+            return f"{head}.{rest[0]}"
+        inner = attention if "attention" in kind else block
+        leaf = {"weight": "g", "bias": "b"}[rest[1]] if rest[0] == "norm" else rest[1]
+        return f"{head}.{inner[rest[0]]}.{leaf}"
+
+    return {name: translate(name) for name in unet.state_dict()}

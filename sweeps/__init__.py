@@ -1,0 +1,1 @@
+"""Optuna studies over blur schedules and step counts."""
