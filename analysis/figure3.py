@@ -83,7 +83,7 @@ def choose(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 
 def load_panel(path: Path, title: str, indices: Sequence[int]) -> Panel:
-    """Read the restorations of the images ``indices``, or of one image of every class.
+    """Read the restorations of the images ``indices``, or of :func:`default_rows`.
 
     Raises:
         AnalysisError: for an image that is not stored, naming those that are.
@@ -98,12 +98,12 @@ def load_panel(path: Path, title: str, indices: Sequence[int]) -> Panel:
                 )
             rows = [index.index(i) for i in indices]
         else:
-            rows = default_rows(stored["label"])
+            rows = default_rows(stored["label"] if "label" in stored else np.zeros(len(index)))
         images = {name: stored[name][rows] for name in ROWS}
     return Panel(title, images, tuple(index[row] for row in rows))
 
 
-def default_rows(labels: NDArray[np.integer[Any]], count: int = IMAGES) -> list[int]:
+def default_rows(labels: NDArray[Any], count: int = IMAGES) -> list[int]:
     """The first image of every class, in the order of the classes, then further ones: ``count``."""
     _, first = np.unique(labels, return_index=True)
     rows = [int(row) for row in first[:count]]

@@ -201,9 +201,8 @@ def _existing(client: MlflowClient) -> str:
 @contextmanager
 def _reading(uri: str | None) -> Iterator[MlflowClient]:
     """A client whose failures come out as one :class:`AnalysisError`."""
-    from colddiff.tracking import TrackingError
-    from colddiff.tracking._store import open_client, store_errors
-    from colddiff.tracking._uri import sqlite_path
+    from colddiff.tracking import TrackingError, open_client, store_errors
+    from colddiff.uris import sqlite_path
 
     uri = resolve_uri(uri)
     database = sqlite_path(uri)

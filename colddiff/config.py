@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from colddiff.levels import check_levels
+from colddiff.output_sections import EvaluationConfig, GenerationConfig
 from colddiff.schema import Checked, build, elsewhere, identity, require
 from colddiff.sections import (
     DataConfig,
     DegradationConfig,
-    EvaluationConfig,
-    GenerationConfig,
     ModelConfig,
     OptimiserConfig,
     TrainingConfig,

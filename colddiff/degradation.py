@@ -132,8 +132,9 @@ class Blur(nn.Module):
         self.register_buffer("columns", columns.float().mT.contiguous(), persistent=False)
 
     def forward(self, x0: Tensor, t: Tensor) -> Tensor:
-        """``b c h w`` and int64 ``b`` in 0..T -> x_t, ``b c h w`` in the input's float type."""
+        """``b c h w`` and int64 ``b`` in 0..T -> x_t, ``b c h w``, float32."""
         with torch.autocast(x0.device.type, enabled=False):
+            x0 = x0.to(self.rows.dtype)
             xt: Tensor = self.rows[t][:, None] @ x0 @ self.columns[t][:, None]
             return xt
 
@@ -153,8 +154,10 @@ class Discrete(nn.Module):
         self.blur, self.T = blur, blur.T
 
     def forward(self, x0: Tensor, t: Tensor) -> Tensor:
-        """x_t as a network was trained on it."""
-        return round_to_8_bits(self.unrounded(x0, t))
+        """x_t as a network was trained on it; D(x0, 0) is x0 itself."""
+        # Rounding down is not idempotent in float32: it would darken 63 of the 256 grey levels.
+        xt = self.unrounded(x0, t)
+        return torch.where((t == 0)[:, None, None, None], xt, round_to_8_bits(xt))
 
     def unrounded(self, x0: Tensor, t: Tensor) -> Tensor:
         """x_t as the authors' sampler computes it: the mean at T, plain blur before."""
@@ -234,13 +237,18 @@ def describe_schedule(config: DegradationConfig, x0: Tensor) -> list[dict[str, A
     For t = 0..T: ``residual_rms``, the RMS around each image's own mean in units of the [0, 1]
     range, computed in float64; and for float32, bfloat16 and 8-bit storage whether that residual
     stands above the format's rounding step at mid-range (the information floor, docs/decisions.md).
+
+    Raises:
+        ValueError: for a noise degradation, which has no residual.
     """
-    matrices = cumulative_matrices(config, x0.shape[-1])
+    if config.kind != "blur":
+        raise ValueError(f"degradation.kind = {config.kind!r} has no blur schedule to describe")
+    left, right = (cumulative_matrices(config, size) for size in x0.shape[-2:])
     x = (x0.double() + 1) / 2
     steps = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "8 bits": 1 / 255}
     rows = []
     for t in range(config.T + 1):
-        xt = matrices[t] @ x @ matrices[t].mT
+        xt = left[t] @ x @ right[t].mT
         rms = (xt - xt.mean(dim=(-2, -1), keepdim=True)).square().mean().sqrt().item()
         rows.append(
             {"t": t, "residual_rms": rms}

@@ -8,23 +8,27 @@ with its originals, by the digit classifier's features and, given the weights, b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from colddiff import metrics
+from colddiff.batches import to_batch
 from colddiff.checkpoint import load_weights
-from colddiff.classifier import DigitClassifier, load_digit_classifier
+from colddiff.classifier import load_digit_classifier
 from colddiff.config import EvaluationConfig, RunConfig
-from colddiff.data import load_images, to_batch
+from colddiff.data import load_images
 from colddiff.degradation import Degradation, Noise, build_degradation
 from colddiff.diffusion import restore_directly, sample_algorithm1, sample_algorithm2
 from colddiff.files import read_json, write_atomic, write_json
@@ -122,7 +126,7 @@ def evaluate(
     samplers = _samplers(restorer, config.degradation.T, settings)
     restored: dict[str, list[Tensor]] = {name: [] for name in ("original", "degraded", *samplers)}
     degradation = build_degradation(config.degradation, config.data.image_size).to(device)
-    parts = torch.arange(count).split(settings.batch_size)
+    parts = torch.split(torch.arange(count), settings.batch_size)
     for number, part in enumerate(_bar(parts, "evaluate", progress)):
         x0 = to_batch(images.take(part), config.data).to(device)
         held = hold(degradation, x0, config.training.seed, number)
@@ -162,47 +166,51 @@ Sampler = Callable[[Degradation, Tensor], Tensor]
 def _samplers(restorer: Restorer, T: int, settings: EvaluationConfig) -> dict[str, Sampler]:
     samplers: dict[str, Sampler] = {
         "direct": lambda degradation, xT: restore_directly(restorer, xT, T),
-        "sampled": lambda degradation, xT: sample_algorithm2(restorer, degradation, xT),
-        "sampled_algorithm1": lambda degradation, xT: sample_algorithm1(restorer, degradation, xT),
+        "sampled": functools.partial(sample_algorithm2, restorer),
+        "sampled_algorithm1": functools.partial(sample_algorithm1, restorer),
     }
     for text, levels in zip(settings.levels, settings.level_lists, strict=True):
-        samplers[f"sampled[{text}]"] = lambda degradation, xT, levels=levels: sample_algorithm2(
-            restorer, degradation, xT, levels
-        )
+        samplers[f"sampled[{text}]"] = functools.partial(sample_algorithm2, restorer, levels=levels)
     return samplers
 
 
 class Judge:
-    """Compares restorations with the originals; the originals' features are computed once."""
+    """Compares restorations with the originals, whose features are computed once."""
 
     def __init__(
         self,
         originals: Tensor,
         labels: Tensor | None,
         config: RunConfig,
-        inception: Any,
+        inception: Path | None,
         device: torch.device,
     ) -> None:
         self.originals, self.labels = originals, labels
-        self.inception = inception
-        self.classifier: DigitClassifier | None = None
+        self.extractors: dict[str, Callable[[Tensor], Tensor]] = {}
         if config.data.has_digits:
-            self.classifier = load_digit_classifier(device)
+            self.extractors["fid_digits"] = functools.partial(
+                metrics.digit_features, classifier=load_digit_classifier(device)
+            )
+        if inception is not None:
+            self.extractors["fid_inception"] = functools.partial(
+                metrics.inception_features, weights=inception, device=device
+            )
+        self.features = {name: extract(originals) for name, extract in self.extractors.items()}
 
     def __call__(self, restored: Tensor) -> KindResult:
         """All metrics of one kind, ``n c h w`` in [-1, 1]."""
         per_class: tuple[float, ...] = ()
         if self.labels is not None:
             per_class = metrics.rmse_per_class(restored, self.originals, self.labels)
+        distances = {
+            name: metrics.frechet_distance(extract(restored), self.features[name])
+            for name, extract in self.extractors.items()
+        }
         return KindResult(
             rmse=metrics.rmse(restored, self.originals),
             ssim=metrics.ssim(restored, self.originals),
-            fid_digits=metrics.fid_digits(restored, self.originals, self.classifier)
-            if self.classifier is not None
-            else None,
-            fid_inception=metrics.fid_inception(restored, self.originals, self.inception)
-            if self.inception is not None
-            else None,
+            fid_digits=distances.get("fid_digits"),
+            fid_inception=distances.get("fid_inception"),
             rmse_per_class=per_class,
         )
 
@@ -214,7 +222,7 @@ def save_images(
     if count == 0:
         return
     kinds = (*FIRST_KINDS, "original")
-    arrays = {name: to_uint8(stacked[name][:count]) for name in kinds}
+    arrays: dict[str, NDArray[Any]] = {name: to_uint8(stacked[name][:count]) for name in kinds}
     arrays["index"] = np.arange(len(arrays["original"]))
     if labels is not None:
         arrays["label"] = labels[:count].numpy()

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from colddiff.batches import to_batch
 from colddiff.config import GenerationConfig, RunConfig
-from colddiff.data import load_images, to_batch
+from colddiff.data import load_images
 from colddiff.degradation import Blur, Degradation, Discrete, Noise, build_degradation
 from colddiff.diffusion import SAMPLERS
 from colddiff.evaluation import load_restorer
@@ -46,7 +47,7 @@ def generate(
     start = starting_states(config, settings, degradation, device)
     sample = SAMPLERS[settings.algorithm]
     made = []
-    bar = tqdm(start.split(settings.batch_size), desc="generate", disable=not progress)
+    bar = tqdm(torch.split(start, settings.batch_size), desc="generate", disable=not progress)
     for xT in bar:
         # Hot diffusion holds the noise it starts from: at T almost nothing else is there.
         xT = xT.to(device)
@@ -58,7 +59,7 @@ def generate(
     np.savez_compressed(buffer, images=to_uint8(images), settings=np.array(described))
     path = folder.samples / f"{settings.slug}.npz"
     write_atomic(path, buffer.getvalue())
-    rows = list(images[: GRID[0] * GRID[1]].split(GRID[1]))
+    rows = list(torch.split(images[: GRID[0] * GRID[1]], GRID[1]))
     if len(rows[-1]) < len(rows[0]):
         blank = rows[0].new_full((len(rows[0]) - len(rows[-1]), *rows[0].shape[1:]), 1.0)
         rows[-1] = torch.cat((rows[-1], blank))

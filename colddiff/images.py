@@ -29,7 +29,9 @@ def save_grid(path: Path, rows: Sequence[Tensor], scale: int = 2, gap: int = 2) 
     for row in rows:
         padded = torch.nn.functional.pad(row.cpu(), (0, gap, 0, gap), value=1.0)
         strips.append(torch.cat(tuple(padded), dim=-1))
-    array = to_uint8(torch.cat(strips, dim=-2)[None, :, :-gap, :-gap])[0]
+    picture = torch.cat(strips, dim=-2)
+    height, width = picture.shape[-2] - gap, picture.shape[-1] - gap
+    array = to_uint8(picture[None, :, :height, :width])[0]
     array = array.repeat(scale, axis=0).repeat(scale, axis=1)
     buffer = io.BytesIO()
     Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(buffer, "PNG")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from colddiff.config import RunConfig
 from colddiff.files import read_json, write_atomic, write_json
+from colddiff.uris import mask_secrets
 
 State = Literal["running", "finished", "interrupted", "failed"]
 PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "submitit", "optuna", "scikit-learn")
@@ -134,17 +135,17 @@ class RunFolder:
         record |= {"data_sha256": data_sha256, "data_samples": data_samples}
         record["attempts"].append(attempt(device) | {"resumed_from_step": resumed_from_step})
         write_json(self.environment, record)
-        difference = _git("diff", "HEAD")
+        difference = _git("diff", "--no-color", "--no-ext-diff", "HEAD")
         if difference:
-            write_atomic(self.path / "environment.diff", difference + "\n")
+            write_atomic(self.path / "environment.diff", difference)
 
 
 def attempt(device: str) -> dict[str, Any]:
     """What there is to know about this process: time, command, code, packages, machine."""
     return {
         "started_ms": int(time.time() * 1000),
-        "command": shlex.join(sys.orig_argv),
-        "git_sha": _git("rev-parse", "HEAD"),
+        "command": mask_secrets(shlex.join(["python", *sys.orig_argv[1:]])),
+        "git_sha": _git("rev-parse", "HEAD").strip(),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -173,11 +174,17 @@ def _git(*arguments: str) -> str:
     source = Path(__file__).parent.parent
     try:
         result = subprocess.run(
-            ["git", *arguments], cwd=source, capture_output=True, text=True, timeout=30, check=False
+            ["git", *arguments],
+            cwd=source,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
+    return result.stdout if result.returncode == 0 else ""
 
 
 def _version(package: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import typing
 from collections.abc import Iterable
 from dataclasses import field
@@ -32,7 +33,11 @@ class Checked:
         hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             name = f"{self.SECTION}.{item.name}".lstrip(".")
-            _check_type(name, getattr(self, item.name), hints[item.name])
+            value, hint = getattr(self, item.name), hints[item.name]
+            _check_type(name, value, hint)
+            if hint is float:
+                # 7 and 7.0, 0.0 and -0.0 are the same setting: one JSON text, one run id.
+                object.__setattr__(self, item.name, float(value) + 0.0)
         self.check()
 
     def check(self) -> None:
@@ -92,7 +97,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
             _check_type(name, entry, item)
     elif hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        require(number, name, value, "a number")
+        finite = number and abs(value) <= sys.float_info.max
+        require(finite, name, value, "a finite number")
     else:
         # bool is a subclass of int, but True is no number of steps.
         exact = type(value) is hint if hint in (int, bool) else isinstance(value, hint)

@@ -1,4 +1,4 @@
-"""The sections of a run's configuration.
+"""The sections of a run's configuration that define what is trained, and how.
 
 Every field is documented here, once, with its unit and range, and has its default here alone.
 Fields marked :func:`~colddiff.schema.elsewhere` say where or how often something happens, not what
@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from colddiff.levels import parse_levels
 from colddiff.schema import Checked, elsewhere
 
 
@@ -102,10 +101,9 @@ class DegradationConfig(Checked):
         self.require(
             1 <= self.kernel_size <= 255 and self.kernel_size % 2 == 1, "kernel_size", "odd, 1..255"
         )
-        self.require(0 < self.sigma < math.inf, "sigma", "positive and finite")
-        self.require(math.isfinite(self.growth), "growth", "finite")
-        self.require(0 < self.exponent < math.inf, "exponent", "positive and finite")
-        self.require(0 < self.total_variance < math.inf, "total_variance", "positive and finite")
+        self.require(self.sigma > 0, "sigma", "positive")
+        self.require(self.exponent > 0, "exponent", "positive")
+        self.require(self.total_variance > 0, "total_variance", "positive")
         self.require(
             not (self.discrete and self.kind == "noise"),
             "discrete",
@@ -204,9 +202,9 @@ class OptimiserConfig(Checked):
     def check(self) -> None:
         """Ranges; see the fields."""
         self.require(0 < self.lr < 10, "lr", "in (0, 10)")
-        self.require(0 <= self.weight_decay < math.inf, "weight_decay", "at least 0")
+        self.require(self.weight_decay >= 0, "weight_decay", "at least 0")
         self.require(self.warmup_steps >= 0, "warmup_steps", "at least 0")
-        self.require(0 <= self.clip_norm < math.inf, "clip_norm", "at least 0")
+        self.require(self.clip_norm >= 0, "clip_norm", "at least 0")
 
 
 @dataclass(frozen=True)
@@ -255,82 +253,3 @@ class TrainingConfig(Checked):
         self.require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1")
         self.require(0 <= self.seed < 2**31, "seed", "in 0..2147483647")
         self.require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
-
-
-@dataclass(frozen=True)
-class EvaluationConfig(Checked):
-    """What is measured on a trained run. No field is part of the run id."""
-
-    SECTION = "evaluation"
-
-    split: Literal["test", "train"] = elsewhere("test")
-    """The images to restore."""
-    samples: int = elsewhere(0)
-    """The first so many of them; 0 for all."""
-    batch_size: int = elsewhere(250)
-    """Images restored at once."""
-    levels: tuple[str, ...] = elsewhere(())
-    """Further lists of levels for Algorithm 2, each like 20-10-0, beside T-...-1-0."""
-    images: int = elsewhere(100)
-    """The first so many restorations are kept as images."""
-    inception_weights: str = elsewhere("")
-    """File of the Inception weights for FID; empty looks in COLDDIFF_INCEPTION_WEIGHTS and torch's
-    hub cache, and leaves the column empty where there is none."""
-
-    def check(self) -> None:
-        """Ranges; see the fields."""
-        self.require(self.samples == 0 or self.samples >= 2, "samples", "0 (all) or at least 2")
-        self.require(self.batch_size >= 1, "batch_size", "at least 1")
-        self.require(self.images >= 0, "images", "at least 0")
-        for text in self.levels:
-            parse_levels(text)
-
-    @property
-    def level_lists(self) -> tuple[tuple[int, ...], ...]:
-        """The parsed :attr:`levels`."""
-        return tuple(parse_levels(text) for text in self.levels)
-
-
-@dataclass(frozen=True)
-class GenerationConfig(Checked):
-    """How images are generated from a trained run."""
-
-    SECTION = "generation"
-
-    n: int = 100
-    """Images, 1..1000000."""
-    start: Literal["means", "real"] = "means"
-    """means: constant images, their channel means drawn from a Gaussian mixture fitted to the
-    training images. real: x_T of training images. (Noise degradations start from noise.)"""
-    components: int = 1
-    """Of the mixture."""
-    symmetry_noise: float = 0.002
-    """Deviation of the Gaussian noise added to the start, in units of the [-1, 1] range."""
-    algorithm: Literal["algorithm1", "algorithm2"] = "algorithm2"
-    """The paper's sampler."""
-    levels: str = ""
-    """Levels to visit, like 20-10-0; empty for all."""
-    seed: int = 0
-    """Of start and noise."""
-    batch_size: int = 250
-    """Images generated at once."""
-
-    def check(self) -> None:
-        """Ranges; see the fields."""
-        self.require(1 <= self.n <= 1_000_000, "n", "in 1..1000000")
-        self.require(self.components >= 1, "components", "at least 1")
-        self.require(self.symmetry_noise >= 0, "symmetry_noise", "at least 0")
-        self.require(self.batch_size >= 1, "batch_size", "at least 1")
-        self.require(0 <= self.seed < 2**31, "seed", "in 0..2147483647")
-        if self.levels:
-            parse_levels(self.levels)
-
-    @property
-    def slug(self) -> str:
-        """A file name that tells these settings apart."""
-        start = f"means{self.components}" if self.start == "means" else "real"
-        levels = f"-{self.levels.replace('-', '_')}" if self.levels else ""
-        return (
-            f"generated-{start}-noise{self.symmetry_noise:g}-{self.algorithm}{levels}"
-            f"-seed{self.seed}-n{self.n}"
-        )

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from colddiff.batches import Order, batches, to_batch
 from colddiff.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from colddiff.config import OptimiserConfig, RunConfig
-from colddiff.data import Images, Order, TensorImages, batches, load_images, to_batch
+from colddiff.data import Images, TensorImages, load_images
 from colddiff.degradation import Degradation, Noise, build_degradation
 from colddiff.diffusion import restoration_loss, restore_directly
 from colddiff.interruption import Interrupted, StopRequest

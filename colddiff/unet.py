@@ -223,10 +223,18 @@ def load_reference_state_dict(
     unknown = sorted(set(theirs) - set(names.values()))
     if missing or unknown:
         raise ValueError(f"reference weights do not fit: missing {missing}, unknown {unknown}")
-    wrong = [r for n, r in names.items() if theirs[r].numel() != own[n].numel()]
+    # Their norms (g and b) are stored 1 c 1 1; every other shape agrees.
+    shapes = {
+        r: (1, *own[n].shape, 1, 1) if r.endswith((".g", ".b")) else own[n].shape
+        for n, r in names.items()
+    }
+    wrong = [
+        f"{r} is {tuple(theirs[r].shape)} and should be {tuple(shape)}"
+        for r, shape in shapes.items()
+        if theirs[r].shape != shape
+    ]
     if wrong:
-        raise ValueError(f"reference weights do not fit: other shapes at {wrong}")
-    # Their norms are stored 1 c 1 1; every other shape agrees.
+        raise ValueError(f"reference weights do not fit: other shapes, {'; '.join(wrong)}")
     unet.load_state_dict({n: theirs[r].reshape(own[n].shape) for n, r in names.items()})
 
 

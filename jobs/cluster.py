@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jobs.tasks import TaskList
 
 Cluster = Literal["local", "debug"]
 LOCAL_TIMEOUT_MINUTES = 7 * 24 * 60
 """submitit ends local jobs after this time; its default is 2 minutes."""
+
+_BACKGROUND: list[Any] = []
+"""submitit's jobs hold their processes, which complain when they are dropped while running."""
 
 
 @dataclass(frozen=True)
@@ -43,4 +46,5 @@ def submit_locally(tasks: Sequence[Callable[[], str]], logs: Path) -> Submission
     executor = submitit.LocalExecutor(folder=logs)
     executor.update_parameters(timeout_min=LOCAL_TIMEOUT_MINUTES)
     job = executor.submit(TaskList(tuple(tasks)))
+    _BACKGROUND.append(job)
     return Submission(job.job_id, job.paths.stdout, job.paths.stderr)

@@ -106,9 +106,12 @@ class Train(Launch):
         """Submit what is not complete."""
         from colddiff.data import load_images
         from colddiff.tracking import push
+        from colddiff.training import resolve_device
 
         config = self.placed(self.run)
-        load_images(config.data, "train", download=self.download)  # bad news before submitting
+        # Bad news before anything is made or submitted.
+        resolve_device(config.training.device)
+        load_images(config.data, "train", download=self.download)
         configs = [
             dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
             for seed in self.seeds or (config.training.seed,)
@@ -221,7 +224,8 @@ class Sync(Place):
         initialise_store(self.uri, self.experiment)
         for folder in find_runs(self.runs, self.names):
             report = push(folder.path, self.uri, self.experiment)
-            say(f"{folder.path.name}: {report}")
+            sent = f"{report.metrics} metric values and {len(report.artifacts)} artifacts sent"
+            say(f"{folder.path.name}: {sent}; {report.link}")
         return 0
 
 
@@ -283,6 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command()
     except ValueError as error:
         return _fail(f"error: {error}", 2)
+    except BrokenPipeError:  # the reader, head or less, has seen enough
+        sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush into
+        return 0
     except Interrupted as interruption:
         return _fail(f"{interruption}; saved. The same command goes on from there", 130)
     except KeyboardInterrupt:

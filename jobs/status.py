@@ -61,9 +61,7 @@ def find_runs(runs: Path, names: Sequence[str]) -> list[RunFolder]:
         fits = [folder for folder in run_folders(runs) if folder.path.name.startswith(name)]
         if len(fits) != 1:
             what = "no run" if not fits else f"{len(fits)} runs"
-            raise ValueError(
-                f"{name!r} names {what} below {runs}: see launch.py status"
-            )
+            raise ValueError(f"{name!r} names {what} below {runs}: see launch.py status")
         found += fits
     return found
 

@@ -150,6 +150,14 @@ def test_chosen_images(tmp_path: Path) -> None:
         load_panel(path, "run", (40, 51))
 
 
+def test_images_without_labels(tmp_path: Path) -> None:
+    path = restorations(tmp_path / "r.npz", index=list(range(12)), label=[3] * 12)
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored if name != "label"}
+    np.savez(path, **arrays)
+    assert load_panel(path, "run", ()).index == tuple(range(10))
+
+
 def test_command_draws_the_stored_images(store: Store, tmp_path: Path) -> None:
     path = restorations(tmp_path / "restorations.npz", list(range(12)), [3, 1, 2, 0] * 3)
     write_run(store, "a", path)

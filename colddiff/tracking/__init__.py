@@ -8,8 +8,8 @@ This is the only package that writes to MLflow, which it imports at the first us
 
 from colddiff.tracking._background import BackgroundSync
 from colddiff.tracking._push import PushReport, push
-from colddiff.tracking._store import TrackingError, initialise_store
-from colddiff.tracking._uri import absolute_uri, default_uri, mask_secrets, run_link
+from colddiff.tracking._store import TrackingError, initialise_store, open_client, store_errors
+from colddiff.uris import absolute_uri, default_uri, mask_secrets, run_link
 
 __all__ = [
     "BackgroundSync",
@@ -19,6 +19,8 @@ __all__ = [
     "default_uri",
     "initialise_store",
     "mask_secrets",
+    "open_client",
     "push",
     "run_link",
+    "store_errors",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from colddiff.tracking._push import PushReport, push
 from colddiff.tracking._store import set_environment
-from colddiff.tracking._uri import absolute_uri, mask_secrets
+from colddiff.uris import absolute_uri, mask_secrets
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from colddiff.files import read_json
-from colddiff.tracking._uri import mask_secrets
+from colddiff.uris import mask_secrets
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from colddiff.files import write_json
 from colddiff.journal import read_records, same_bits
 from colddiff.tracking import _contents as contents
 from colddiff.tracking._store import LOCK_TIMEOUT_S, initialise_store, open_client, store_errors
-from colddiff.tracking._uri import absolute_uri, mask_secrets, run_link
+from colddiff.uris import absolute_uri, mask_secrets, run_link
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run

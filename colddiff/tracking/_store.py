@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from colddiff.tracking._uri import absolute_uri, is_server, mask_secrets, sqlite_path
+from colddiff.uris import absolute_uri, is_server, mask_secrets, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

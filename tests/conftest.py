@@ -1,0 +1,29 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import tiny
+
+from colddiff.run_folder import RunFolder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of a few steps; do not write into it (see ``copied_run``)."""
+    from colddiff.training import train
+
+    folder = RunFolder.create(tmp_path_factory.mktemp("runs"), tiny(steps=6, validate_every=0))
+    train(folder)
+    return folder
+
+
+@pytest.fixture
+def copied_run(trained_run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of ``trained_run`` for this test alone."""
+    copy = tmp_path / "runs" / trained_run.path.name
+    shutil.copytree(trained_run.path, copy)
+    return RunFolder(copy)

@@ -1,0 +1,106 @@
+"""Presets against the numbers printed in the paper, its code and the student's notebook."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from colddiff.config import RunConfig
+from colddiff.degradation import taps_of_step
+from colddiff.presets import PRESETS, preset
+
+
+@pytest.mark.parametrize(
+    ("name", "T", "taps", "sigma", "padding"),
+    [
+        ("mnist", 20, 11, lambda i: 7.0, "circular"),
+        ("demo", 20, 11, lambda i: 7.0, "circular"),
+        ("mnist-paper", 40, 11, lambda i: 7.0, "circular"),
+        ("mnist-student", 20, 11, lambda i: 7.0, "circular"),
+        ("cifar10", 50, 11, lambda i: 0.01 * i + 0.35, "reflect"),
+        ("celeba", 200, 15, lambda i: math.exp(0.01 * i), "reflect"),
+    ],
+)
+def test_blur_schedules(name: str, T: int, taps: int, sigma: object, padding: str) -> None:
+    blur = preset(name).degradation
+    assert (blur.kind, blur.T, blur.padding) == ("blur", T, padding)
+    assert blur.discrete is (name == "mnist-student")
+    for i in range(T):
+        j = np.arange(taps) - taps // 2
+        weights = np.exp(-(j**2) / (2 * sigma(i) ** 2))  # type: ignore[operator]
+        np.testing.assert_allclose(taps_of_step(blur, i).numpy(), weights / weights.sum(), 1e-12)
+
+
+def of_the_authors(config: RunConfig, steps: int) -> None:
+    """Their ConvNeXt U-Net and training loop."""
+    model, optimiser, training = config.model, config.optimiser, config.training
+    assert (model.dim, model.mults) == (64, (1, 2, 4, 8))
+    assert (model.time_embedding, model.residual, model.patch) == (True, False, 1)
+    assert model.conditioning == "raw"
+    assert (optimiser.name, optimiser.lr, optimiser.weight_decay) == ("adam", 2e-5, 0)
+    assert (optimiser.schedule, optimiser.warmup_steps, optimiser.clip_norm) == ("constant", 0, 0)
+    assert (training.batch_size, training.accumulation, training.steps) == (32, 2, steps)
+    assert (training.ema_decay, training.ema_every, training.ema_start) == (0.995, 10, 2000)
+    assert (training.loss, training.precision) == ("l1", "float32")
+
+
+@pytest.mark.parametrize("name", ["mnist-paper", "cifar10", "celeba"])
+def test_the_authors_network_and_optimiser(name: str) -> None:
+    of_the_authors(preset(name), steps=700_000)
+
+
+def test_the_students_settings() -> None:
+    config = preset("mnist-student")
+    of_the_authors(config, steps=10_000)
+    assert (config.data.name, config.data.preparation) == ("mnist", "crop")
+    assert (config.data.flip, config.data.image_size) == (True, 32)
+
+
+def test_data_sets() -> None:
+    names = {name: preset(name).data.name for name in PRESETS}
+    assert names == {
+        "demo": "digits",
+        "mnist": "mnist",
+        "mnist-paper": "mnist",
+        "mnist-student": "mnist",
+        "cifar10": "cifar10",
+        "celeba": "folder",
+    }
+    celeba = preset("celeba").data
+    assert (celeba.folder, celeba.image_size, celeba.channels) == ("celeba", 128, 3)
+    assert all(preset(name).data.image_size == 32 for name in PRESETS if name != "celeba")
+
+
+def test_digits_are_not_mirrored_but_in_the_students_preset() -> None:
+    flipped = {name for name in PRESETS if preset(name).data.flip and preset(name).data.has_digits}
+    assert flipped == {"mnist-student"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_know_their_name_and_source(name: str) -> None:
+    assert preset(name).preset == name
+    document = PRESETS[name].__doc__ or ""
+    assert any(source in document for source in ("arXiv", "README", "student", "docs/"))
+
+
+def test_presets_have_run_ids_of_their_own() -> None:
+    assert len({preset(name).run_id for name in PRESETS}) == len(PRESETS)
+
+
+def test_demo_is_small() -> None:
+    config = preset("demo")
+    assert config.training.steps * config.training.batch_size <= 200_000
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("mnits", "mnist"), ("cifar-10", "cifar10")])
+def test_unknown_names_get_a_suggestion(typo: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"no preset '{typo}'. Did you mean '{meant}'") as error:
+        preset(typo)
+    assert all(name in str(error.value) for name in PRESETS)
+
+
+def test_names_far_from_any_get_the_list() -> None:
+    with pytest.raises(ValueError, match=r"no preset 'xyzzy'\. Known: demo, "):
+        preset("xyzzy")

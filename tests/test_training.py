@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import replaced, tiny
+
+from colddiff.checkpoint import checkpoints, load_checkpoint
+from colddiff.config import OptimiserConfig, RunConfig
+from colddiff.data import load_images
+from colddiff.diffusion import restore_directly
+from colddiff.interruption import Interrupted
+from colddiff.journal import read_records
+from colddiff.metrics import rmse, ssim
+from colddiff.run_folder import RunFolder
+from colddiff.training import (
+    NonFiniteError,
+    Trainer,
+    learning_rate,
+    resolve_device,
+    split_validation,
+    train,
+)
+
+
+class StopAt:
+    """Asks to stop once ``trainer_steps`` boundaries were passed."""
+
+    def __init__(self, boundaries: int) -> None:
+        self.left = boundaries
+
+    @property
+    def signum(self) -> int | None:
+        self.left -= 1
+        return signal.SIGTERM if self.left <= 0 else None
+
+
+def new_trainer(tmp_path: Path, config: RunConfig) -> Trainer:
+    return Trainer(RunFolder.create(tmp_path, config), config)
+
+
+def test_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
+    config = OptimiserConfig(lr=0.1, schedule="cosine", warmup_steps=4)
+    rates = [learning_rate(config, step, 12) for step in range(12)]
+    assert rates[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert rates[4] == 0.1
+    assert rates[8] == pytest.approx(0.05)  # half way down
+    assert rates[11] == pytest.approx(0.1 * (1 + math.cos(math.pi * 7 / 8)) / 2)
+    constant = OptimiserConfig(lr=0.1, warmup_steps=2)
+    assert [learning_rate(constant, step, 9) for step in (0, 1, 2, 8)] == [0.05, 0.1, 0.1, 0.1]
+
+
+def test_average_follows_the_authors_rule(tmp_path: Path) -> None:
+    """A copy at every second step before step 6, then 0.9 old + 0.1 new, nothing in between."""
+    trainer = new_trainer(tmp_path, tiny())
+    name = "unet.final.bias"
+    weights = dict(trainer.restorer.named_parameters())[name]
+    expected = weights.detach().clone()
+    for step in range(12):
+        trainer.step = step
+        with torch.no_grad():
+            weights.copy_(torch.full_like(weights, float(step * step)))
+        if step % 2 == 0:
+            expected = weights.clone() if step < 6 else 0.9 * expected + 0.1 * weights
+        trainer._update_average()
+        averaged = dict(trainer.average.module.named_parameters())[name]
+        torch.testing.assert_close(averaged, expected, rtol=1e-6, atol=0)
+
+
+def test_accumulation_is_the_gradient_of_the_large_batch(tmp_path: Path) -> None:
+    """One step over 2 x 8 images equals one over 16: data order, levels and flips included."""
+    updated = []
+    for batch, accumulation in ((16, 1), (8, 2)):
+        config = replaced(tiny(batch_size=batch, accumulation=accumulation), "data", flip=False)
+        config = replaced(config, "data", preparation="resize")
+        trainer = new_trainer(tmp_path / str(batch), config)
+        # The levels are drawn a micro-batch, so equal levels need one fixed level: T = 1.
+        config = replaced(config, "degradation", T=1)
+        trainer = new_trainer(tmp_path / f"{batch}-T1", config)
+        train_steps(trainer, 1)
+        updated.append([p.detach().clone() for p in trainer.restorer.parameters()])
+    for large, accumulated in zip(*updated, strict=True):
+        torch.testing.assert_close(large, accumulated, rtol=1e-4, atol=2e-5)
+
+
+def train_steps(trainer: Trainer, steps: int) -> None:
+    from colddiff.batches import Order, batches
+
+    settings = trainer.config.training
+    order = Order(len(trainer.images), settings.batch_size, settings.seed)
+    stream = batches(trainer.images, trainer.config.data, order, 0, trainer.device, 0)
+    for _ in range(steps):
+        trainer.train_step(stream, order)
+
+
+def test_clipping_bounds_the_update_and_records_the_norm_before_it(tmp_path: Path) -> None:
+    config = replaced(tiny(), "optimiser", clip_norm=1e-3)
+    trainer = new_trainer(tmp_path, config)
+    for parameter in trainer.restorer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    count = sum(p.numel() for p in trainer.restorer.parameters())
+    seen: list[float] = []
+
+    def clipped(*_: object) -> None:
+        grads = [p.grad for p in trainer.restorer.parameters() if p.grad is not None]
+        seen.append(math.sqrt(sum(g.square().sum().item() for g in grads)))
+
+    trainer.optimiser.register_step_pre_hook(clipped)
+    norm = trainer._update()
+    assert norm.item() == pytest.approx(math.sqrt(count), rel=1e-5)
+    assert seen[0] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_loss_goes_down_and_every_record_is_there(tmp_path: Path) -> None:
+    config = tiny(steps=60)
+    folder = RunFolder.create(tmp_path, config)
+    reported: list[int] = []
+    train(folder, report=lambda step, metrics: reported.append(step))
+    records, _ = read_records(folder.journal)
+    losses = {r.step: r.metrics["train/loss"] for r in records if "train/loss" in r.metrics}
+    assert list(losses) == list(range(4, 61, 4))
+    assert losses[60] < 0.6 * losses[4]
+    validated = [r.step for r in records if "validation/rmse" in r.metrics]
+    assert validated == [10, 20, 30, 40, 50, 60]
+    assert sorted(reported) == sorted(r.step for r in records)
+    assert folder.is_trained
+    status = folder.status()
+    assert status is not None and (status.state, status.step) == ("finished", 60)
+    assert [p.name for p in checkpoints(folder.checkpoints)] == [
+        "step-00000056.pt",
+        "step-00000060.pt",
+    ]
+
+
+def test_recorded_loss_is_the_mean_of_the_steps_since_the_last_record(tmp_path: Path) -> None:
+    config = tiny(steps=8, log_every=4, validate_every=0)
+    every = RunFolder.create(tmp_path / "a", tiny(steps=8, log_every=1, validate_every=0))
+    fourth = RunFolder.create(tmp_path / "b", config)
+    train(every)
+    train(fourth)
+    single = [r.metrics["train/loss"] for r in read_records(every.journal)[0]]
+    means = [r.metrics["train/loss"] for r in read_records(fourth.journal)[0]]
+    assert means == pytest.approx([sum(single[:4]) / 4, sum(single[4:]) / 4], rel=1e-6)
+
+
+def test_validation_measures_the_averaged_weights_on_images_kept_back(tmp_path: Path) -> None:
+    config = tiny(steps=10)
+    folder = RunFolder.create(tmp_path, config)
+    train(folder)
+    trainer = Trainer(folder, config)  # resumes at the end
+    assert trainer.validation is not None
+    from colddiff.batches import to_batch
+
+    x0 = to_batch(trainer.validation.pixels, config.data)
+    with torch.no_grad():
+        xT = trainer.degradation.terminal(x0)
+        x0_hat = restore_directly(trainer.average.module, xT, 4).clamp(-1, 1)
+    last = read_records(folder.journal)[0][-1].metrics
+    assert last["validation/rmse"] == pytest.approx(rmse(x0_hat, x0), rel=1e-5)
+    assert last["validation/ssim"] == pytest.approx(ssim(x0_hat, x0), rel=1e-4)
+    trainer.journal.close()
+
+
+def test_validation_images_are_never_trained_on() -> None:
+    config = tiny()
+    images = load_images(config.data, "train")
+    kept, back = split_validation(images, config)
+    assert back is not None
+    assert len(kept) + len(back) == len(images) == 4000
+    pixels = [image.numpy().tobytes() for image in kept.take(torch.arange(len(kept)))]
+    held = {image.numpy().tobytes() for image in back.pixels}
+    everything = [image.numpy().tobytes() for image in images.take(torch.arange(4000))]
+    # As multisets, because two digits might be drawn alike.
+    assert sorted(pixels + [image.numpy().tobytes() for image in back.pixels]) == sorted(everything)
+    assert len(held) == 16
+    with pytest.raises(ValueError, match=r"data.validation = 3999"):
+        split_validation(images, replaced(config, "data", validation=3999))
+
+
+def test_a_stop_request_saves_at_the_step_boundary(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, tiny())
+    with pytest.raises(Interrupted, match="SIGTERM at step 5"):
+        train(folder, stop=StopAt(5))
+    status = folder.status()
+    assert status is not None and (status.state, status.step) == ("interrupted", 5)
+    state = load_checkpoint(folder.checkpoints, torch.device("cpu"))
+    assert state is not None and state["step"] == 5
+    assert not folder.is_trained
+    train(folder)
+    assert folder.is_trained
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault strikes at step 9: the checkpoint of step 7 must stay, none may follow."""
+    config = tiny(log_every=50)
+    folder = RunFolder.create(tmp_path, config)
+    original = Trainer.train_step
+
+    def poisoned(self: Trainer, *arguments: object) -> None:
+        original(self, *arguments)  # type: ignore[arg-type]
+        if self.step == 9:
+            with torch.no_grad():
+                next(self.restorer.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    with pytest.raises(NonFiniteError, match=r"not finite within steps 1\.\.14"):
+        train(folder)
+    assert [p.name for p in checkpoints(folder.checkpoints)] == ["step-00000007.pt"]
+    status = folder.status()
+    assert status is not None and status.state == "failed" and "not finite" in status.message
+    monkeypatch.undo()
+    train(folder)
+    assert folder.is_trained
+
+
+def test_report_may_stop_the_run(tmp_path: Path) -> None:
+    class PrunedError(Exception):
+        pass
+
+    def report(step: int, _: object) -> None:
+        if step >= 8:
+            raise PrunedError
+
+    folder = RunFolder.create(tmp_path, tiny())
+    with pytest.raises(PrunedError):
+        train(folder, report=report)
+    assert not folder.is_trained
+
+
+def test_hot_diffusion_and_bfloat16_and_compilation_off_train_too(tmp_path: Path) -> None:
+    config = replaced(tiny(steps=4, precision="bfloat16"), "degradation", kind="noise")
+    folder = RunFolder.create(tmp_path, config)
+    train(folder)
+    records, _ = read_records(folder.journal)
+    assert math.isfinite(records[-1].metrics["validation/rmse"])
+
+
+def test_asking_for_a_gpu_that_is_not_there_is_refused() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    if torch.cuda.is_available():
+        assert resolve_device("auto").type == resolve_device("cuda").type == "cuda"
+    else:
+        assert resolve_device("auto").type == "cpu"
+        with pytest.raises(ValueError, match="no CUDA device"):
+            resolve_device("cuda")
