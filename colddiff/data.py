@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from colddiff.config import DataConfig
+from colddiff.randomness import generator
 
 Split = Literal["train", "test"]
 RESIDENT_BYTES = 2**29
@@ -126,6 +127,26 @@ def load_images(config: DataConfig, split: Split, *, download: bool = False) -> 
             return _torchvision(config, split, download=download)
 
 
+def split_validation(
+    images: Images, held: int, batch_size: int
+) -> tuple[Images, TensorImages | None]:
+    """Keep back ``held`` training images, a choice that depends on nothing but their number.
+
+    Raises:
+        ValueError: where fewer images would be left for training than one batch.
+    """
+    if held == 0:
+        return images, None
+    if not isinstance(images, TensorImages) or len(images) - held < batch_size:
+        raise ValueError(
+            f"data.validation = {held} is not possible with {len(images)} training images: it "
+            "needs data kept in memory, and at least one batch left to train on"
+        )
+    chosen = torch.randperm(len(images), generator=generator(0, "validation"))
+    kept, back = chosen[held:].sort().values, chosen[:held].sort().values
+    return TensorImages(images.pixels[kept]), TensorImages(images.pixels[back])
+
+
 def prepare(images: Tensor, config: DataConfig) -> Tensor:
     """uint8 ``n c h w`` of any size -> what batches are cut from.
 
@@ -184,12 +205,12 @@ def _torchvision(config: DataConfig, split: Split, *, download: bool) -> TensorI
     root = Path(config.root).expanduser()
     try:
         data = classes[config.name](str(root), train=split == "train", download=download)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:  # the last two: damaged
         where = root.absolute() / TORCHVISION_FOLDERS[config.name]
         raise ValueError(
-            f"the {config.name} files are not under {where}: put them there, point --data-root at "
-            f"the folder that holds {TORCHVISION_FOLDERS[config.name].split('/')[0]}/, or pass "
-            f"--download on a machine with internet ({error})"
+            f"the {config.name} files are not under {where}, or damaged: put them there, point "
+            f"--data-root at the folder that holds {TORCHVISION_FOLDERS[config.name].split('/')[0]}"
+            f"/, or pass --download on a machine with internet ({type(error).__name__}: {error})"
         ) from None
     pixels = torch.as_tensor(data.data)
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)

@@ -140,7 +140,8 @@ class Blur(nn.Module):
 
     def terminal(self, x0: Tensor) -> Tensor:
         """x_T."""
-        return self(x0, x0.new_full((len(x0),), self.T, dtype=torch.int64))
+        xT: Tensor = self(x0, x0.new_full((len(x0),), self.T, dtype=torch.int64))
+        return xT
 
 
 class Discrete(nn.Module):

@@ -33,6 +33,7 @@ from colddiff.degradation import Degradation, Noise, build_degradation
 from colddiff.diffusion import restore_directly, sample_algorithm1, sample_algorithm2
 from colddiff.files import read_json, write_atomic, write_json
 from colddiff.images import save_grid, to_uint8
+from colddiff.machine import git_dirty, git_sha
 from colddiff.metrics import find_inception_weights
 from colddiff.randomness import generator
 from colddiff.restorer import Restorer, build_restorer
@@ -69,6 +70,10 @@ class EvaluationResult:
     """Training steps behind the weights."""
     device: str
     seconds: float
+    timestamp_ms: int
+    git_sha: str
+    """Of the code that evaluated; the training's stands in environment.json."""
+    git_dirty: bool
     settings: dict[str, Any]
     """The EvaluationConfig."""
     kinds: dict[str, KindResult]
@@ -144,6 +149,9 @@ def evaluate(
         step=step,
         device=str(device),
         seconds=round(time.perf_counter() - start, 1),
+        timestamp_ms=int(time.time() * 1000),
+        git_sha=git_sha(),
+        git_dirty=git_dirty(),
         settings=dataclasses.asdict(settings),
         kinds={name: judge(x) for name, x in stacked.items() if name != "original"},
     )

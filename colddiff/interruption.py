@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 
 class Interrupted(Exception):
@@ -17,6 +17,15 @@ class Interrupted(Exception):
     def __init__(self, step: int, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}")
         self.step, self.signum = step, signum
+
+
+class StopSource(Protocol):
+    """Anything with a ``signum``: None to go on, else the signal that asked to stop."""
+
+    @property
+    def signum(self) -> int | None:
+        """The signal, once there is one."""
+        ...
 
 
 class StopRequest:

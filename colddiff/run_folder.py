@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
-import shlex
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from colddiff.config import RunConfig
 from colddiff.files import read_json, write_atomic, write_json
-from colddiff.uris import mask_secrets
+from colddiff.machine import attempt, git
 
 State = Literal["running", "finished", "interrupted", "failed"]
-PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "submitit", "optuna", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -135,69 +127,6 @@ class RunFolder:
         record |= {"data_sha256": data_sha256, "data_samples": data_samples}
         record["attempts"].append(attempt(device) | {"resumed_from_step": resumed_from_step})
         write_json(self.environment, record)
-        difference = _git("diff", "--no-color", "--no-ext-diff", "HEAD")
+        difference = git("diff", "--no-color", "--no-ext-diff", "HEAD")
         if difference:
             write_atomic(self.path / "environment.diff", difference)
-
-
-def attempt(device: str) -> dict[str, Any]:
-    """What there is to know about this process: time, command, code, packages, machine."""
-    return {
-        "started_ms": int(time.time() * 1000),
-        "command": mask_secrets(shlex.join(["python", *sys.orig_argv[1:]])),
-        "git_sha": _git("rev-parse", "HEAD").strip(),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "host": socket.gethostname(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "device": device,
-        "slurm": {
-            name.removeprefix("SLURM_").lower(): value
-            for name, value in os.environ.items()
-            if name
-            in (
-                "SLURM_JOB_ID",
-                "SLURM_ARRAY_JOB_ID",
-                "SLURM_ARRAY_TASK_ID",
-                "SLURM_RESTART_COUNT",
-                "SLURM_JOB_PARTITION",
-                "SLURM_JOB_NODELIST",
-            )
-        },
-    }
-
-
-def _git(*arguments: str) -> str:
-    """Output of a git command on the source tree, empty where there is no git or repository."""
-    source = Path(__file__).parent.parent
-    try:
-        result = subprocess.run(
-            ["git", *arguments],
-            cwd=source,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout if result.returncode == 0 else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())

@@ -10,10 +10,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -21,13 +21,15 @@ from tqdm import tqdm
 
 from colddiff.batches import Order, batches, to_batch
 from colddiff.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from colddiff.config import OptimiserConfig, RunConfig
-from colddiff.data import Images, TensorImages, load_images
+from colddiff.config import RunConfig
+from colddiff.data import TensorImages, load_images, split_validation
 from colddiff.degradation import Degradation, Noise, build_degradation
 from colddiff.diffusion import restoration_loss, restore_directly
-from colddiff.interruption import Interrupted, StopRequest
+from colddiff.interruption import Interrupted, StopRequest, StopSource
 from colddiff.journal import Journal
+from colddiff.machine import system_metrics
 from colddiff.metrics import rmse, ssim
+from colddiff.optimisation import build_optimiser, learning_rate, resolve_device
 from colddiff.randomness import generator
 from colddiff.restorer import build_restorer
 from colddiff.run_folder import RunFolder
@@ -41,12 +43,6 @@ class NonFiniteError(RuntimeError):
     """The loss or the gradient became infinite or NaN; the last checkpoint is good."""
 
 
-class StopSource(Protocol):
-    """Anything with a ``signum``: None to go on, else the signal that asked to stop."""
-
-    signum: int | None
-
-
 @dataclass
 class Interval:
     """Sums on the device since the last journal record (float64 ``loss, gradient norm``)."""
@@ -58,24 +54,6 @@ class Interval:
         """No host synchronisation here."""
         self.sums += torch.stack((loss.detach(), norm.detach())).double()
         self.steps += 1
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` -> cuda where there is one; raises ``ValueError`` for cuda where there is none."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ValueError("training.device = 'cuda' but torch sees no CUDA device: use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
-
-
-def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
-    """The rate of the 0-based ``step`` of ``steps``: linear warm-up, then constant or cosine."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(
@@ -98,20 +76,22 @@ def train(
         NonFiniteError: naming the step range; checkpoints before it are kept.
         ValueError: for data that is absent, or checkpoints that are all damaged.
     """
-    config = folder.config
-    trainer = Trainer(folder, config)
+    steps, before = folder.config.training.steps, folder.status()
+    step, trainer = (before.step if before else 0), None
     try:
-        with StopRequest() if stop is None else _Given(stop) as request:
+        with StopRequest() if stop is None else nullcontext(stop) as request:
+            trainer = Trainer(folder, folder.config)
             trainer.run(request, report, progress)
     except Interrupted as interruption:
-        folder.write_status("interrupted", trainer.step, config.training.steps, str(interruption))
+        folder.write_status("interrupted", interruption.step, steps, str(interruption))
         raise
     except BaseException as error:
-        message = f"{type(error).__name__}: {error}"
-        folder.write_status("failed", trainer.step, config.training.steps, message)
+        step = trainer.step if trainer else step
+        folder.write_status("failed", step, steps, f"{type(error).__name__}: {error}")
         raise
     finally:
-        trainer.journal.close()
+        if trainer:
+            trainer.journal.close()
 
 
 class Trainer:
@@ -121,8 +101,9 @@ class Trainer:
         self.folder, self.config = folder, config
         self.device = resolve_device(config.training.device)
         self.step = 0
-        folder.write_status("running", 0, config.training.steps, "loading")
-        images, self.validation = split_validation(load_images(config.data, "train"), config)
+        images, self.validation = split_validation(
+            load_images(config.data, "train"), config.data.validation, config.training.batch_size
+        )
         self.data_sha256 = images.checksum
         self.images = images.to(self.device) if isinstance(images, TensorImages) else images
         self.degradation = build_degradation(config.degradation, config.data.image_size)
@@ -134,7 +115,7 @@ class Trainer:
         self.average = AveragedModel(
             self.restorer, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay)
         )
-        self.optimiser = _optimiser(config.optimiser, self.restorer)
+        self.optimiser = build_optimiser(config.optimiser, self.restorer)
         self.interval = Interval(torch.zeros(2, dtype=torch.float64, device=self.device))
         self._resume()
         self.journal = Journal.open(folder.journal)
@@ -259,15 +240,17 @@ class Trainer:
                 self.config.optimiser, self.step - 1, settings.steps
             ),
             "speed/images_per_second": images / seconds,
-            **system_metrics(self.device),
-        }
+        } | system_metrics()
+        if self.device.type == "cuda":
+            memory = torch.cuda.memory_reserved(self.device)
+            metrics["system/gpu_0_memory_usage_megabytes"] = memory / 1e6
         self.interval = Interval(torch.zeros_like(self.interval.sums))
         self.folder.write_status("running", self.step, settings.steps)
         self._record(metrics, report)
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if bar.disable:
             rate = metrics["speed/images_per_second"]
-            log.info("step %d/%d loss %.4f, %.0f images/s", self.step, settings.steps, loss, rate)
+            log.info("step %d/%d: loss %.4f, %.0f images/s", self.step, settings.steps, loss, rate)
 
     def check_finite(self) -> tuple[float, float]:
         """Mean loss and gradient norm of the interval; raises :class:`NonFiniteError`."""
@@ -294,12 +277,13 @@ class Trainer:
             xT = self._hold(part, -1 - k).terminal(part)
             restored.append(restore_directly(self.average.module, xT, self.degradation.T).cpu())
         x0_hat = torch.cat(restored).clamp(-1, 1)
-        metrics = {"validation/rmse": rmse(x0_hat, x0), "validation/ssim": ssim(x0_hat, x0)}
-        self._record(metrics, report)
-        bar.write(
-            f"step {self.step}: direct restoration RMSE {metrics['validation/rmse']:.4f}, "
-            f"SSIM {metrics['validation/ssim']:.4f}"
-        ) if not bar.disable else log.info("step %d %s", self.step, metrics)
+        error, similarity = rmse(x0_hat, x0), ssim(x0_hat, x0)
+        self._record({"validation/rmse": error, "validation/ssim": similarity}, report)
+        text = f"step {self.step}: direct restoration RMSE {error:.4f}, SSIM {similarity:.4f}"
+        if bar.disable:
+            log.info(text)
+        else:
+            bar.write(text)
 
     def _record(self, metrics: dict[str, float], report: Report | None) -> None:
         self.journal.append(self.step, metrics)
@@ -319,56 +303,3 @@ class Trainer:
             "interval_steps": self.interval.steps,
         }
         save_checkpoint(self.folder.checkpoints, self.step, state)
-
-
-def split_validation(images: Images, config: RunConfig) -> tuple[Images, TensorImages | None]:
-    """Keep back ``data.validation`` images, a choice that depends on nothing but their number.
-
-    Raises:
-        ValueError: where fewer images would be left for training than one batch.
-    """
-    held = config.data.validation
-    if held == 0:
-        return images, None
-    if not isinstance(images, TensorImages) or len(images) - held < config.training.batch_size:
-        raise ValueError(
-            f"data.validation = {held} is not possible with {len(images)} training images: it "
-            "needs data kept in memory, and at least one batch left to train on"
-        )
-    chosen = torch.randperm(len(images), generator=generator(0, "validation"))
-    kept, back = chosen[held:].sort().values, chosen[:held].sort().values
-    return TensorImages(images.pixels[kept]), TensorImages(images.pixels[back])
-
-
-def system_metrics(device: torch.device) -> dict[str, float]:
-    """Load and memory now, under the names MLflow's own monitor uses.
-
-    They go through the journal like every metric, so they survive a dead tracking server.
-    """
-    memory = psutil.virtual_memory()
-    metrics = {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(),
-        "system/system_memory_usage_megabytes": memory.used / 1e6,
-        "system/system_memory_usage_percentage": memory.percent,
-    }
-    if device.type == "cuda":
-        metrics["system/gpu_0_memory_usage_megabytes"] = torch.cuda.memory_reserved(device) / 1e6
-    return metrics
-
-
-def _optimiser(config: OptimiserConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(module.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-class _Given:
-    """A stop source opened by somebody else, as a context manager."""
-
-    def __init__(self, stop: StopSource) -> None:
-        self.stop = stop
-
-    def __enter__(self) -> StopSource:
-        return self.stop
-
-    def __exit__(self, *_: object) -> None:
-        return None

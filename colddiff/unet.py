@@ -158,8 +158,9 @@ class UNet(nn.Module):
             Level(2 * b, a, time_dim, nn.ConvTranspose2d(a, a, 4, 2, 1), norm=True)
             for a, b in reversed(pairs[1:])
         )
-        self.final_block = ConvNextBlock(dim, dim, None)
-        self.final = nn.Conv2d(dim, out_channels, 1)
+        # The authors write dim here, which is the same where mults starts with 1, as theirs does.
+        self.final_block = ConvNextBlock(widths[1], widths[1], None)
+        self.final = nn.Conv2d(widths[1], out_channels, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict x0 from ``x`` (``b c h w`` in [-1, 1]) at levels ``t`` (``b``, int64, 1..T).
@@ -177,11 +178,13 @@ class UNet(nn.Module):
             time = F.gelu(self.time(step_embedding(t - 1, self.dim)))
         h, skips = x, []
         for down in self.downs:
+            assert isinstance(down, Level)
             h = down(h, time)
             skips.append(h)
             h = down.resample(h)
         h = self.middle2(self.middle_attention(self.middle1(h, time)), time)
         for up in self.ups:
+            assert isinstance(up, Level)
             h = up.resample(up(torch.cat((h, skips.pop()), dim=1), time))
         out: Tensor = self.final(self.final_block(h, None))
         return out + x[:, : self.out_channels] if self.residual else out

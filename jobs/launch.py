@@ -105,8 +105,8 @@ class Train(Launch):
     def __call__(self) -> int:
         """Submit what is not complete."""
         from colddiff.data import load_images
+        from colddiff.optimisation import resolve_device
         from colddiff.tracking import push
-        from colddiff.training import resolve_device
 
         config = self.placed(self.run)
         # Bad news before anything is made or submitted.
@@ -288,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _fail(f"error: {error}", 2)
     except BrokenPipeError:  # the reader, head or less, has seen enough
-        sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush into
+        sys.stdout = None  # nothing is left to flush into
         return 0
     except Interrupted as interruption:
         return _fail(f"{interruption}; saved. The same command goes on from there", 130)

@@ -69,7 +69,7 @@ def find_runs(runs: Path, names: Sequence[str]) -> list[RunFolder]:
 def row(folder: RunFolder) -> Row:
     """Where one run stands; a run that says it is running but has no process was interrupted."""
     config, status = folder.config, folder.status()
-    state = "new" if status is None else status.state
+    state: str = "new" if status is None else status.state
     if state == "running" and not is_claimed(folder):
         state = "interrupted"
     elif state == "finished" and folder.evaluation.exists():

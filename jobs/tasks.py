@@ -55,14 +55,7 @@ class Task:
         try:
             yield
         finally:
-            if not sync.stop():
-                log.warning(
-                    "%s is not fully in MLflow (%s): send the rest with "
-                    "python jobs/launch.py sync %s",
-                    folder.path.name,
-                    self.tracking_uri,
-                    self.folder,
-                )
+            sync.stop()
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit requeues: the same task. The state is on disk already."""
@@ -102,7 +95,7 @@ class GenerateTask(Task):
     def work(self, folder: RunFolder) -> str:
         """The array file's path."""
         from colddiff.generation import generate
-        from colddiff.training import resolve_device
+        from colddiff.optimisation import resolve_device
 
         device = resolve_device(folder.config.training.device)
         return str(generate(folder, self.settings, device, progress=self.progress))
@@ -165,7 +158,7 @@ def is_claimed(folder: RunFolder) -> bool:
 
 def _evaluate(folder: RunFolder, progress: bool) -> str:
     from colddiff.evaluation import evaluate, is_evaluated
-    from colddiff.training import resolve_device
+    from colddiff.optimisation import resolve_device
 
     config = folder.config
     if not is_evaluated(folder, config.evaluation):

@@ -64,9 +64,9 @@ def write_cifar10(
     names = dump("batches.meta", {"label_names": [str(i) for i in range(10)]})
     monkeypatch.setattr(CIFAR10, "train_list", [list(item) for item in list(sums.items())[:2]])
     monkeypatch.setattr(CIFAR10, "test_list", [list(item) for item in list(sums.items())[2:]])
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "md5": names} | {
-        "key": "label_names"
-    })
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": "batches.meta", "md5": names} | {"key": "label_names"}
+    )
     first, second, test = (part[1:] for part in parts)
     return {"train": (np.concatenate((first[0], second[0])), first[1] + second[1]), "test": test}
 

@@ -46,9 +46,9 @@ def taps_by_hand(size: int, sigma: float) -> Tensor:
 def convolve(x: Tensor, size: int, sigma: float, padding: str) -> Tensor:
     """One depth-wise convolution with the whole 2-D kernel, as the authors do it."""
     taps = taps_by_hand(size, sigma).to(x.dtype)
-    kernel = (taps[:, None] * taps)[None, None]
-    planes = F.pad(x, (size // 2,) * 4, mode=padding).flatten(0, 1)[:, None]
-    return F.conv2d(planes, kernel).view_as(x)
+    kernel = (taps[:, None] * taps).expand(x.shape[1], 1, size, size)
+    padded = F.pad(x, (size // 2,) * 4, mode=padding)
+    return F.conv2d(padded, kernel, groups=x.shape[1])
 
 
 def sequence(name: str, x0: Tensor) -> Tensor:

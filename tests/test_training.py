@@ -10,18 +10,16 @@ from tiny import replaced, tiny
 
 from colddiff.checkpoint import checkpoints, load_checkpoint
 from colddiff.config import OptimiserConfig, RunConfig
-from colddiff.data import load_images
+from colddiff.data import load_images, split_validation
 from colddiff.diffusion import restore_directly
 from colddiff.interruption import Interrupted
 from colddiff.journal import read_records
 from colddiff.metrics import rmse, ssim
+from colddiff.optimisation import learning_rate, resolve_device
 from colddiff.run_folder import RunFolder
 from colddiff.training import (
     NonFiniteError,
     Trainer,
-    learning_rate,
-    resolve_device,
-    split_validation,
     train,
 )
 
@@ -167,7 +165,7 @@ def test_validation_measures_the_averaged_weights_on_images_kept_back(tmp_path: 
 def test_validation_images_are_never_trained_on() -> None:
     config = tiny()
     images = load_images(config.data, "train")
-    kept, back = split_validation(images, config)
+    kept, back = split_validation(images, 16, 8)
     assert back is not None
     assert len(kept) + len(back) == len(images) == 4000
     pixels = [image.numpy().tobytes() for image in kept.take(torch.arange(len(kept)))]
@@ -177,7 +175,7 @@ def test_validation_images_are_never_trained_on() -> None:
     assert sorted(pixels + [image.numpy().tobytes() for image in back.pixels]) == sorted(everything)
     assert len(held) == 16
     with pytest.raises(ValueError, match=r"data.validation = 3999"):
-        split_validation(images, replaced(config, "data", validation=3999))
+        split_validation(images, 3999, 8)
 
 
 def test_a_stop_request_saves_at_the_step_boundary(tmp_path: Path) -> None:
