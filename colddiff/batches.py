@@ -6,9 +6,12 @@ DataLoader workers, in the same order.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 
 import torch
 from torch import Tensor
@@ -114,7 +117,7 @@ def _pixels(
             batch_sampler=_EndlessSampler(order, first),
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=functools.partial(_ignore_signals, _exiting()),
         )
         for pixels in loader:
             yield pixels.to(device, non_blocking=True)
@@ -136,9 +139,21 @@ class _EndlessSampler(Sampler[list[int]]):
             k += 1
 
 
-def _ignore_signals(_worker: int) -> None:
+def _ignore_signals(exiting: Event, _worker: int) -> None:
     """Slurm signals every process of a step; only the trainer itself must act on them."""
     import signal
 
-    for name in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+    for name in (signal.SIGUSR2, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if exiting.is_set() else None)
+
+
+@functools.cache
+def _exiting() -> Event:
+    """Set when this process exits, just before multiprocessing ends the workers that are left.
+
+    It sends SIGTERM and waits without a limit: workers that ignored that too would hang the exit.
+    """
+    event = torch.multiprocessing.Event()
+    atexit.register(event.set)
+    return event

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from colddiff.config import DataConfig
@@ -22,7 +23,7 @@ from colddiff.randomness import generator
 Split = Literal["train", "test"]
 RESIDENT_BYTES = 2**29
 """Folders of images up to this size, as prepared uint8, are decoded once and kept in memory."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TORCHVISION_FOLDERS = {
     "mnist": "MNIST/raw",
     "fashion-mnist": "FashionMNIST/raw",
@@ -86,19 +87,17 @@ class FolderImages:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        """uint8 ``c h w``."""
-        from torchvision.io import ImageReadMode, decode_image
-
-        mode = ImageReadMode.RGB if self.config.colour else ImageReadMode.GRAY
+        """uint8 ``c h w``; raises ``ValueError`` naming a file that is no image of 8 bits."""
+        path = self.paths[index]
         try:
-            image = decode_image(str(self.paths[index]), mode=mode)
-        except RuntimeError as error:
-            raise ValueError(f"cannot read the image {self.paths[index]}: {error}") from None
-        if image.dtype != torch.uint8 or len(image) != self.config.channels:
-            raise ValueError(
-                f"the image {self.paths[index]} is decoded as {len(image)} channels of "
-                f"{image.dtype}: convert it to {self.config.channels} of 8 bits"
-            )
+            with Image.open(path) as file:
+                if file.mode.startswith(("I", "F")):
+                    raise ValueError("its pixels have more than 8 bits")
+                pixels = np.array(file.convert("RGB" if self.config.colour else "L"))
+        except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is PIL's for broken PNGs
+            raise ValueError(f"cannot read the image {path}: {error}") from None
+        image = torch.from_numpy(pixels)
+        image = image.permute(2, 0, 1) if self.config.colour else image[None]
         return prepare(image[None], self.config)[0]
 
     def take(self, indices: Tensor) -> Tensor:

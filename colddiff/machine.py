@@ -38,7 +38,7 @@ def attempt(device: str) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "host": socket.gethostname(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "device": device,
         "slurm": {
@@ -77,22 +77,6 @@ def git(*arguments: str) -> str:
     return result.stdout if result.returncode == 0 else ""
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
 def system_metrics() -> dict[str, float]:
     """Load and memory now, under the names MLflow's own monitor uses.
 
@@ -104,3 +88,20 @@ def system_metrics() -> dict[str, float]:
         "system/system_memory_usage_megabytes": memory.used / 1e6,
         "system/system_memory_usage_percentage": memory.percent,
     }
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from colddiff.files import write_atomic, write_json
+from colddiff.machine import git_dirty, git_sha, processor
 
 if TYPE_CHECKING:
     import torch
@@ -224,7 +225,9 @@ def provenance(options: Options, score: float, seconds: float, weights: bytes) -
         "test_accuracy": score,
         "training_seconds": round(seconds, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "git_sha": git_sha(),
+        "git_dirty": git_dirty(),
         "threads": options.threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -232,14 +235,6 @@ def provenance(options: Options, score: float, seconds: float, weights: bytes) -
         "weights_bytes": len(weights),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def run(options: Options) -> float:

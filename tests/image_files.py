@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 
@@ -80,3 +81,12 @@ def write_images(
     for i, pixels in enumerate(images):
         Image.fromarray(pixels).save(folder / f"{i:03}.png")
     return images
+
+
+def pil_resized(image: Pixels, height: int, width: int) -> Pixels:
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def assert_within_one_level(ours: Tensor, theirs: Pixels) -> None:
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.numpy().astype(int) - theirs.astype(int)).max() <= 1
