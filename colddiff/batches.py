@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 
@@ -92,7 +92,7 @@ def _permutation(samples: int, seed: int, epoch: int) -> Tensor:
 
 def batches(
     images: Images, config: DataConfig, order: Order, first: int, device: torch.device, workers: int
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """x0 of micro-batches ``first``, ``first + 1``, …, without end, on ``device``."""
     for k, pixels in enumerate(_pixels(images, order, first, device, workers), start=first):
         crop = flip = None

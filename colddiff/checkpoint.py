@@ -88,7 +88,17 @@ def save_weights(path: Path, module: nn.Module, config: RunConfig, step: int) ->
         name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()
     }
     header = {"config": json.dumps(config.to_dict()), "step": str(step)}
-    write_atomic(path, save(tensors, metadata=header))
+    write_atomic(path, _with_sorted_metadata(save(tensors, metadata=header)))
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """Equal weights as equal bytes: safetensors writes its metadata in another order each time."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], RunConfig, int]:

@@ -91,7 +91,11 @@ def is_evaluated(folder: RunFolder, settings: EvaluationConfig) -> bool:
     except FileNotFoundError:
         return False
     expected = {name: _listed(value) for name, value in dataclasses.asdict(settings).items()}
-    return bool(done["settings"] == expected and done["step"] == folder.config.training.steps)
+    if done["settings"] != expected or done["step"] != folder.config.training.steps:
+        return False
+    # Inception weights may have been found since, in the environment or torch's cache.
+    wanted = find_inception_weights(settings.inception_weights or None) is not None
+    return not wanted or done["kinds"]["direct"]["fid_inception"] is not None
 
 
 def load_restorer(folder: RunFolder, device: torch.device) -> tuple[Restorer, RunConfig, int]:
@@ -132,9 +136,9 @@ def evaluate(
     restored: dict[str, list[Tensor]] = {name: [] for name in ("original", "degraded", *samplers)}
     degradation = build_degradation(config.degradation, config.data.image_size).to(device)
     parts = torch.split(torch.arange(count), settings.batch_size)
-    for number, part in enumerate(_bar(parts, "evaluate", progress)):
+    for part in _bar(parts, "evaluate", progress):
         x0 = to_batch(images.take(part), config.data).to(device)
-        held = hold(degradation, x0, config.training.seed, number)
+        held = hold(degradation, x0, config.training.seed, part)
         xT = held.terminal(x0)
         restored["original"].append(x0.cpu())
         restored["degraded"].append(xT.clamp(-1, 1).cpu())
@@ -160,11 +164,12 @@ def evaluate(
     return result
 
 
-def hold(degradation: torch.nn.Module, x0: Tensor, seed: int, batch: int) -> Degradation:
-    """The degradation with fixed noise where it has any (hot diffusion)."""
+def hold(degradation: torch.nn.Module, x0: Tensor, seed: int, indices: Tensor) -> Degradation:
+    """The degradation, where it has noise (hot diffusion) with one draw for each image."""
     if isinstance(degradation, Noise):
-        source = generator(seed, "evaluation noise", batch)
-        return degradation.hold(torch.randn(x0.shape, generator=source).to(x0.device))
+        sources = (generator(seed, "evaluation noise", int(i)) for i in indices)
+        z = torch.stack([torch.randn(x0.shape[1:], generator=source) for source in sources])
+        return degradation.hold(z.to(x0.device))
     return degradation  # type: ignore[return-value]
 
 

@@ -31,7 +31,7 @@ class DataConfig(Checked):
     colour: bool = True
     """For name = folder: three channels, or one."""
     image_size: int = 32
-    """Height and width in pixels, 8..1024."""
+    """Height and width in pixels, 11 (the window of SSIM) to 1024."""
     preparation: Literal["resize", "pad", "crop"] = "resize"
     """resize: bilinear, antialiased, shorter side to image_size and centre crop. pad: zeros around.
     crop: resize to 1.12 x image_size, then a crop, random in training and central in evaluation."""
@@ -42,7 +42,7 @@ class DataConfig(Checked):
 
     def check(self) -> None:
         """Ranges; see the fields."""
-        self.require(8 <= self.image_size <= 1024, "image_size", "in 8..1024")
+        self.require(11 <= self.image_size <= 1024, "image_size", "in 11..1024")
         self.require(self.validation >= 0, "validation", "at least 0")
         self.require(
             bool(self.folder) == (self.name == "folder"),

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +152,7 @@ class Trainer:
         )
         bar = tqdm(total=steps, initial=self.step, unit="step", disable=not progress, delay=0.1)
         clock, saved = time.perf_counter(), self.step
-        with bar:
+        with bar, closing(stream):  # which ends its workers
             while self.step < steps:
                 self.train_step(stream, order)
                 bar.update()

@@ -27,3 +27,14 @@ def copied_run(trained_run: RunFolder, tmp_path: Path) -> RunFolder:
     copy = tmp_path / "runs" / trained_run.path.name
     shutil.copytree(trained_run.path, copy)
     return RunFolder(copy)
+
+
+@pytest.fixture
+def no_inception(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No Inception weights are found, whatever lies on this machine."""
+    import torch
+
+    from colddiff.metrics import INCEPTION_VARIABLE
+
+    monkeypatch.delenv(INCEPTION_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))

@@ -112,3 +112,17 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not weights")
     with pytest.raises(ValueError, match="holds no trained weights"):
         load_weights(tmp_path / "text")
+
+
+def test_equal_weights_are_equal_bytes(tmp_path: Path) -> None:
+    """Whatever order safetensors gives its metadata this time; and it still reads the file."""
+    module, config = nn.Linear(3, 5), tiny()
+    contents = set()
+    for i in range(12):
+        save_weights(tmp_path / f"{i}.safetensors", module, config, 7)
+        contents.add((tmp_path / f"{i}.safetensors").read_bytes())
+    (data,) = contents
+    assert int.from_bytes(data[:8], "little") % 8 == 0
+    tensors, read, step = load_weights(tmp_path / "3.safetensors")
+    assert (read, step) == (config, 7)
+    assert all(torch.equal(tensors[name], value) for name, value in module.state_dict().items())

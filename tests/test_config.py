@@ -132,7 +132,7 @@ def test_entries_of_lists_are_checked() -> None:
 
 
 def test_extreme_valid_values_are_accepted() -> None:
-    DataConfig(image_size=8)
+    DataConfig(image_size=11)
     DataConfig(image_size=1024)
     DegradationConfig(T=1, kernel_size=1)
     DegradationConfig(T=10_000, kernel_size=255)

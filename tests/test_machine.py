@@ -1,0 +1,131 @@
+"""What is recorded of a process: packages, machine, and the code with its local changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny
+
+from colddiff import machine
+from colddiff.machine import attempt, system_metrics
+from colddiff.run_folder import RunFolder
+
+
+def test_an_attempt_says_what_ran_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PACKAGES", ("torch", "no-such-package"))
+    value = attempt("cuda")
+    value["packages"]["torch"] = value["packages"]["torch"].split("+")[0]
+    assert value["packages"] == {
+        "torch": torch.__version__.split("+")[0],
+        "no-such-package": "",
+    }
+    assert value["device"] == "cuda"
+    assert value["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert value["host"] == os.uname().nodename
+    assert "pytest" in value["command"]
+    assert abs(value["started_ms"] / 1000 - time.time()) < 60
+    assert value["cores"] == os.cpu_count()
+    assert isinstance(value["processor"], str)
+    json.dumps(value)
+
+
+def test_processor_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert isinstance(attempt("cpu")["processor"], str)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "runs", tiny())
+
+
+def record(folder: RunFolder) -> None:
+    folder.record_attempt(device="cpu", resumed_from_step=0, data_sha256="ab", data_samples=1)
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that the package believes to lie in."""
+    source = tmp_path / "source"
+    (source / "colddiff").mkdir(parents=True)
+    monkeypatch.setattr(machine, "__file__", str(source / "colddiff" / "machine.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    return source
+
+
+@pytest.fixture
+def repository(source: Path) -> Path:
+    git(source, "init", "--quiet")
+    # The last lines are blank, so a diff ends with lines of a single space.
+    (source / "colddiff" / "code.py").write_text("a = 1\nb = 2\n\n\n")
+    (source / "notes.txt").write_bytes(b"caf\xe9 latin-1\n")
+    git(source, "add", ".")
+    git(source, "commit", "--quiet", "-m", "first")
+    return source
+
+
+@pytest.mark.usefixtures("source")
+def test_git_is_absent_outside_a_repository(folder: RunFolder) -> None:
+    record(folder)
+    assert (attempt("cpu")["git_sha"], attempt("cpu")["git_dirty"]) == ("", False)
+    assert not (folder.path / "environment.diff").exists()
+
+
+@pytest.mark.usefixtures("repository")
+def test_git_need_not_be_installed(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    record(folder)
+    assert (attempt("cpu")["git_sha"], attempt("cpu")["git_dirty"]) == ("", False)
+
+
+def test_a_clean_tree(folder: RunFolder, repository: Path) -> None:
+    (repository / "untracked.txt").write_text("no part of the code")
+    record(folder)
+    value = attempt("cpu")
+    assert value["git_sha"] == git(repository, "rev-parse", "HEAD").strip()
+    assert value["git_dirty"] is False
+    assert not (folder.path / "environment.diff").exists()
+
+
+def test_the_diff_of_a_dirty_tree_can_be_applied(folder: RunFolder, repository: Path) -> None:
+    git(repository, "config", "color.ui", "always")
+    code = repository / "colddiff" / "code.py"
+    code.write_text("a = 1\nb = 3  # größer\n\n\n")
+    record(folder)
+    assert attempt("cpu")["git_dirty"] is True
+    git(repository, "checkout", "--quiet", "--", ".")
+    git(repository, "apply", str(folder.path / "environment.diff"))
+    assert code.read_text() == "a = 1\nb = 3  # größer\n\n\n"
+
+
+def test_a_diff_in_another_encoding_is_no_error(folder: RunFolder, repository: Path) -> None:
+    (repository / "notes.txt").write_bytes(b"caf\xe9\n")
+    record(folder)
+    assert "caf\ufffd" in (folder.path / "environment.diff").read_text()
+
+
+def test_system_metrics_are_percentages_and_megabytes() -> None:
+    metrics = system_metrics()
+    assert set(metrics) == {
+        "system/cpu_utilization_percentage",
+        "system/system_memory_usage_megabytes",
+        "system/system_memory_usage_percentage",
+    }
+    for name, value in metrics.items():
+        assert 0 <= value <= (100 if name.endswith("percentage") else 1e9)
