@@ -112,7 +112,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], RunConfig, int]:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors, RunConfig.from_json(header["config"]), int(header["step"])
     except (FileNotFoundError, SafetensorError, KeyError) as error:
         raise ValueError(f"{path} holds no trained weights ({error})") from None

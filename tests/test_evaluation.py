@@ -103,7 +103,8 @@ def test_a_perfect_restorer_of_noisy_images(truly_restored: Any) -> None:
     power, f = 1.0, [math.cos((t / 4 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(5)]
     for t in range(1, 5):
         power *= max(f[t] / f[t - 1], 0.001)
-    z = torch.randn(x0.shape, generator=generator(3, "evaluation noise", 0))
+    sources = [generator(3, "evaluation noise", index) for index in range(40)]
+    z = torch.stack([torch.randn(1, 16, 16, generator=source) for source in sources])
     xT = math.sqrt(power) * x0 + math.sqrt(1 - power) * z
     assert result.kinds["degraded"].rmse == pytest.approx(plain_rmse(unit(xT), unit(x0)), rel=1e-5)
 

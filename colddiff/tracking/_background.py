@@ -65,7 +65,10 @@ class BackgroundSync:
         last = False
         while not last:
             last = self._stopping.is_set()  # read before the push, which then has all up to stop()
-            self._attempt()
+            # The first attempt's start, recorded there, is part of what the MLflow run is found by:
+            # a push before it would make a second one.
+            if last or (self.folder / "environment.json").exists():
+                self._attempt()
             if not last:
                 self._stopping.wait(self._interval_s)
 
