@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from analysis.runs import AnalysisError, resolve_uri
+from colddiff.uris import mask_secrets, sqlite_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,15 +81,19 @@ class Provenance:
 
 def provenance(runs: pd.DataFrame, options: Options) -> Provenance:
     """The provenance of a result made from ``runs``, as they come from :func:`select_runs`."""
-    from colddiff.tracking import mask_secrets
-
     return Provenance(
         experiment=options.experiment,
-        uri=mask_secrets(resolve_uri(options.tracking_uri)),
+        uri=_shown(resolve_uri(options.tracking_uri)),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=tuple(_line(run) for run in runs.sort_values("colddiff_run_id").to_dict("records")),
         seeds=tuple(sorted({int(seed) for seed in runs["seed"].dropna()})),
     )
+
+
+def _shown(uri: str) -> str:
+    """Without secrets; of a local database the name alone, as its folder tells nobody else much."""
+    path = sqlite_path(uri)
+    return f"sqlite:///{path.name}" if path else mask_secrets(uri)
 
 
 def scope(samples: int | None, split: str | None) -> str:

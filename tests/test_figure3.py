@@ -210,7 +210,7 @@ def test_provenance(store: Store, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "figure3.md").read_text()
     assert "](figure3.png)" in text
     assert f"- {line}\n" in text
-    assert f"Experiment study at {store.uri}; " in text
+    assert f"Experiment study at sqlite:///{Path(store.uri).name}; " in text
     with Image.open(tmp_path / "out" / "figure3.png") as picture:
         assert line in picture.info["Description"]
         assert round(picture.info["dpi"][0]) == 300

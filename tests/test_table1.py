@@ -225,7 +225,7 @@ def test_provenance(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow_id = store.log("dirty", seed=9, metrics={"direct/rmse": 0.2}, tags=dirty)
     text = (table1(store) / "table1.md").read_text()
     footer = text.split("\n---\n")[1]
-    assert f"Experiment study at {store.uri}; " in footer
+    assert f"Experiment study at sqlite:///{Path(store.uri).name}; " in footer
     assert re.search(r"; \d{4}-\d\d-\d\d \d\d:\d\d UTC; 4 runs, 4 seeds \(0, 1, 2, 9\)\.", footer)
     assert (
         f"- dirty: seed 9, commit {'a' * 12} and {'b' * 12} with uncommitted changes, "
