@@ -84,7 +84,10 @@ def metric_key(key: str) -> str:
 
 
 def evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
-    """``eval/<kind>/<metric>`` and ``eval/samples``; lists and objects become further levels."""
+    """``eval/<kind>/<metric>`` and ``eval/samples``; objects become further levels.
+
+    Lists (RMSE by class) stay in the artifact: fifty charts of one point would hide the curves.
+    """
     values = {"samples": evaluation.get("samples"), **evaluation.get("kinds", {})}
     return {metric_key(key): value for key, value in _numbers("eval", values)}
 
@@ -122,6 +125,3 @@ def _numbers(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
         case dict():
             for key, item in value.items():
                 yield from _numbers(f"{prefix}/{key}", item)
-        case list():
-            for index, item in enumerate(value):
-                yield from _numbers(f"{prefix}/{index}", item)

@@ -27,6 +27,9 @@ ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 LOCK_TIMEOUT_S = 300.0
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's page for training runs; it takes an experiment without traces for one of language models
+otherwise."""
 
 
 class TrackingError(Exception):
@@ -99,7 +102,9 @@ def _create_experiment(client: MlflowClient, uri: str, experiment: str) -> str:
         name = re.sub(r"[^\w.-]", "_", experiment)
         location = str(database.parent / "mlruns" / name)
     try:
-        return str(client.create_experiment(experiment, artifact_location=location))
+        return str(
+            client.create_experiment(experiment, artifact_location=location, tags=EXPERIMENT_TAGS)
+        )
     except MlflowException:
         found = client.get_experiment_by_name(experiment)  # another process was faster
         if found is None:
