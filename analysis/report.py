@@ -132,7 +132,8 @@ def _line(run: dict[Any, Any]) -> str:
     # Several commits where an interrupted run was continued with other code.
     commits = " and ".join(sha[:12] for sha in run["git_sha"].split(",")) or "unknown"
     dirty = " with uncommitted changes" if run["git_dirty"] else ""
+    evaluated = f", evaluated at {run['eval_git_sha']}" if run["eval_git_sha"] else ""
     return (
-        f"{run['colddiff_run_id']}: seed {run['seed']}, commit {commits}{dirty}, "
+        f"{run['colddiff_run_id']}: seed {run['seed']}, commit {commits}{dirty}{evaluated}, "
         f"{scope(run['samples'], run['split'])}, MLflow run {run['run_id']}"
     )

@@ -138,7 +138,7 @@ def resolve_uri(uri: str | None) -> str:
 
 _COLUMNS = (
     "run_id", "colddiff_run_id", "dataset", "preset", "T", "seed",
-    "git_sha", "git_dirty", "status", "started_ms", "split",
+    "git_sha", "git_dirty", "status", "started_ms", "split", "eval_git_sha",
 )  # fmt: skip
 
 
@@ -158,9 +158,14 @@ def _row(run: Run) -> dict[str, Any]:
         "status": run.info.status,
         "started_ms": run.info.start_time,
         "split": tags.get("colddiff.eval_split"),
+        "eval_git_sha": tags.get("colddiff.eval_git_sha", ""),
     }
     row |= {f"params.{key}": value for key, value in params.items()}
-    return row | {f"metrics.{key}": value for key, value in run.data.metrics.items()}
+    metrics = {f"metrics.{key}": value for key, value in run.data.metrics.items()}
+    if "colddiff.eval_keys" in tags:  # MLflow still has those of earlier evaluations
+        current = {f"{RESULT}{key}" for key in tags["colddiff.eval_keys"].split()}
+        metrics = {k: v for k, v in metrics.items() if not k.startswith(RESULT) or k in current}
+    return row | metrics
 
 
 def _scope(run: dict[Any, Any], uri: str | None) -> tuple[int | None, str | None]:

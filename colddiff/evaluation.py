@@ -247,7 +247,7 @@ def save_images(
 
 
 def _bar(parts: tuple[Tensor, ...], name: str, progress: bool) -> Iterator[Tensor]:
-    yield from tqdm(parts, desc=name, unit="batch", disable=not progress)
+    yield from tqdm(parts, desc=name, unit="batch", disable=None if progress else True)
 
 
 def _listed(value: Any) -> Any:

@@ -47,7 +47,9 @@ def generate(
     start = starting_states(config, settings, degradation, device)
     sample = SAMPLERS[settings.algorithm]
     made = []
-    bar = tqdm(torch.split(start, settings.batch_size), desc="generate", disable=not progress)
+    bar = tqdm(
+        torch.split(start, settings.batch_size), desc="generate", disable=None if progress else True
+    )
     for xT in bar:
         # Hot diffusion holds the noise it starts from: at T almost nothing else is there.
         xT = xT.to(device)

@@ -1,19 +1,29 @@
-"""Device, optimiser and learning rate."""
+"""Device, optimiser, learning rate, and the running sums of a training loop."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from colddiff.config import OptimiserConfig
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` -> cuda where there is one; raises ``ValueError`` for cuda where there is none."""
+    """``auto`` -> cuda where there is one, with its float32 made exact.
+
+    Raises:
+        ValueError: for cuda where there is none.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ValueError("training.device = 'cuda' but torch sees no CUDA device: use auto or cpu")
+    # TF32 keeps 10 bits of a float32, and near x_T the image lies below those. torch's default
+    # uses it in convolutions; who wants speed takes bfloat16, behind a float32 first block.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
@@ -31,3 +41,16 @@ def build_optimiser(config: OptimiserConfig, module: torch.nn.Module) -> torch.o
     """Adam or AdamW over all parameters, in one fused kernel."""
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(module.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+@dataclass
+class Interval:
+    """Sums on the device since the last journal record (float64 ``loss, gradient norm``)."""
+
+    sums: Tensor
+    steps: int = 0
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """No host synchronisation here."""
+        self.sums += torch.stack((loss.detach(), norm.detach())).double()
+        self.steps += 1

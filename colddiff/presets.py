@@ -152,3 +152,15 @@ def preset(name: str) -> RunConfig:
         known = ", ".join(PRESETS)
         raise ValueError(f"there is no preset {name!r}.{closest(name, PRESETS)} Known: {known}")
     return dataclasses.replace(PRESETS[name](), preset=name)
+
+
+def labelled(config: RunConfig) -> RunConfig:
+    """The configuration with its label made true: ``mnist (changed)`` where more than a seed is."""
+    if config.preset not in PRESETS:
+        return config
+    original = PRESETS[config.preset]()
+    same = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, seed=original.training.seed)
+    )
+    changed = same.run_id != original.run_id
+    return dataclasses.replace(config, preset=f"{config.preset} (changed)") if changed else config

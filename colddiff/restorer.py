@@ -95,6 +95,8 @@ def build_restorer(config: RunConfig) -> Restorer:
             out_channels=folded,
             time_embedding=model.time_embedding,
             residual=model.residual,
+            # The Wiener estimate is at the images' own scale; raw x_t near x_T is not.
+            float32_first=not wiener,
         )
     estimate = None
     if wiener:

@@ -42,6 +42,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def schedule(self) -> Path:
+        """What the blur leaves of an image at each level (information floor), JSON."""
+        return self.path / "schedule.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the training state."""
         return self.path / "checkpoints"
@@ -83,9 +88,13 @@ class RunFolder:
         In an old one, only fields that do not define the result can differ: the new ones hold.
         """
         folder = cls(runs / config.run_id)
-        if not folder.config_file.exists() or folder.config != config:
-            write_atomic(folder.config_file, config.to_json())
+        folder.update(config)
         return folder
+
+    def update(self, config: RunConfig) -> None:
+        """Record ``config``, where it is new here."""
+        if not self.config_file.exists() or self.config != config:
+            write_atomic(self.config_file, config.to_json())
 
     @classmethod
     def find(cls, path: Path) -> RunFolder:
@@ -120,12 +129,29 @@ class RunFolder:
         return status is not None and status.state == "finished" and self.weights.exists()
 
     def record_attempt(
-        self, *, device: str, resumed_from_step: int, data_sha256: str, data_samples: int
+        self,
+        *,
+        device: str,
+        threads: int,
+        resumed_from_step: int,
+        data_sha256: str,
+        data_samples: int,
     ) -> None:
-        """Append this process to ``environment.json``; keep the diff of a dirty working tree."""
+        """Append this process to ``environment.json``; keep the diff of a dirty working tree.
+
+        Raises:
+            ValueError: where the run was begun on other data.
+        """
         record = read_json(self.environment) if self.environment.exists() else {"attempts": []}
+        if resumed_from_step and record["data_sha256"] != data_sha256:
+            raise ValueError(
+                f"{self.path.name} was trained to step {resumed_from_step} on other data, checksum "
+                f"{record['data_sha256'][:12]}, now {data_sha256[:12]}: bring that back, or "
+                "delete the run folder to start it again"
+            )
         record |= {"data_sha256": data_sha256, "data_samples": data_samples}
-        record["attempts"].append(attempt(device) | {"resumed_from_step": resumed_from_step})
+        this = {"threads": threads, "resumed_from_step": resumed_from_step}
+        record["attempts"].append(attempt(device) | this)
         write_json(self.environment, record)
         difference = git("diff", "--no-color", "--no-ext-diff", "HEAD")
         if difference:

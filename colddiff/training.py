@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,10 +28,11 @@ from colddiff.interruption import Interrupted, StopRequest, StopSource
 from colddiff.journal import Journal
 from colddiff.machine import system_metrics
 from colddiff.metrics import rmse, ssim
-from colddiff.optimisation import build_optimiser, learning_rate, resolve_device
+from colddiff.optimisation import Interval, build_optimiser, learning_rate, resolve_device
 from colddiff.randomness import generator
 from colddiff.restorer import build_restorer
 from colddiff.run_folder import RunFolder
+from colddiff.schedule_report import record_schedule
 
 log = logging.getLogger(__name__)
 Report = Callable[[int, Mapping[str, float]], None]
@@ -41,19 +41,6 @@ Report = Callable[[int, Mapping[str, float]], None]
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient became infinite or NaN; the last checkpoint is good."""
-
-
-@dataclass
-class Interval:
-    """Sums on the device since the last journal record (float64 ``loss, gradient norm``)."""
-
-    sums: Tensor
-    steps: int = 0
-
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        """No host synchronisation here."""
-        self.sums += torch.stack((loss.detach(), norm.detach())).double()
-        self.steps += 1
 
 
 def train(
@@ -69,7 +56,7 @@ def train(
         folder: the run; holds the configuration and receives everything.
         stop: asked at each step boundary; the state is saved before stopping.
         report: see :data:`Report`.
-        progress: show a bar (on a terminal) instead of one log line an interval.
+        progress: show a bar instead of one log line an interval, where there is a terminal.
 
     Raises:
         Interrupted: after a save, where ``stop`` asked for it.
@@ -82,8 +69,9 @@ def train(
         with StopRequest() if stop is None else nullcontext(stop) as request:
             trainer = Trainer(folder, folder.config)
             trainer.run(request, report, progress)
-    except Interrupted as interruption:
-        folder.write_status("interrupted", interruption.step, steps, str(interruption))
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        step = trainer.step if trainer else step
+        folder.write_status("interrupted", step, steps, str(interruption))
         raise
     except BaseException as error:
         step = trainer.step if trainer else step
@@ -92,6 +80,8 @@ def train(
     finally:
         if trainer:
             trainer.journal.close()
+    if request.signum is not None:  # it came during the last step: what follows must not start
+        raise Interrupted(steps, request.signum)
 
 
 class Trainer:
@@ -117,10 +107,13 @@ class Trainer:
         )
         self.optimiser = build_optimiser(config.optimiser, self.restorer)
         self.interval = Interval(torch.zeros(2, dtype=torch.float64, device=self.device))
+        record_schedule(folder, config, self.images)
         self._resume()
         self.journal = Journal.open(folder.journal)
 
     def _resume(self) -> None:
+        for torn in self.folder.checkpoints.glob(".*.tmp"):  # a killed save's
+            torn.unlink()
         state = load_checkpoint(self.folder.checkpoints, self.device)
         if state is not None:
             self.restorer.load_state_dict(state["model"])
@@ -131,6 +124,7 @@ class Trainer:
             log.info("resuming %s at step %d", self.folder.path.name, self.step)
         self.folder.record_attempt(
             device=str(self.device),
+            threads=torch.get_num_threads(),
             resumed_from_step=self.step,
             data_sha256=self.data_sha256,
             data_samples=len(self.images),
@@ -150,16 +144,16 @@ class Trainer:
             self.device,
             settings.workers,
         )
-        bar = tqdm(total=steps, initial=self.step, unit="step", disable=not progress, delay=0.1)
-        clock, saved = time.perf_counter(), self.step
+        bar = tqdm(total=steps, initial=self.step, unit="step", disable=None if progress else True)
+        clock, logged, saved = time.perf_counter(), self.step, self.step
         with bar, closing(stream):  # which ends its workers
             while self.step < steps:
                 self.train_step(stream, order)
                 bar.update()
                 if self.step % settings.log_every == 0 or self.step == steps:
-                    elapsed = time.perf_counter() - clock
-                    self.log_interval(elapsed, report, bar)
-                    clock = time.perf_counter()
+                    rate = (self.step - logged) / (time.perf_counter() - clock)
+                    self.log_interval(rate, report, bar)
+                    clock, logged = time.perf_counter(), self.step
                 if settings.validate_every and (
                     self.step % settings.validate_every == 0 or self.step == steps
                 ):
@@ -189,7 +183,7 @@ class Trainer:
             )
             loss = restoration_loss(
                 self.compiled,
-                self._hold(x0, k),
+                self._hold(x0, "noise", k, (order.global_size, *x0.shape[1:]), order),
                 x0,
                 order.share(t).to(self.device, non_blocking=True),
                 settings.loss,
@@ -201,12 +195,14 @@ class Trainer:
         self._update_average()
         self.step += 1
 
-    def _hold(self, x0: Tensor, k: int) -> Degradation:
-        """The degradation of micro-batch ``k``: hot diffusion draws its noise here."""
+    def _hold(
+        self, x0: Tensor, purpose: str, k: int, shape: Sequence[int], order: Order | None = None
+    ) -> Degradation:
+        """The degradation of batch ``k``; hot diffusion draws its noise, ``order`` shares it."""
         if not isinstance(self.degradation, Noise):
             return self.degradation
-        source = generator(self.config.training.seed, "noise", k)
-        return self.degradation.hold(torch.randn(x0.shape, generator=source).to(x0.device))
+        z = torch.randn(*shape, generator=generator(self.config.training.seed, purpose, k))
+        return self.degradation.hold((order.share(z) if order else z).to(x0.device))
 
     def _update(self) -> Tensor:
         config = self.config.optimiser
@@ -228,18 +224,18 @@ class Trainer:
             self.average.n_averaged.zero_()  # AveragedModel copies when it has averaged nothing
         self.average.update_parameters(self.restorer)
 
-    def log_interval(self, seconds: float, report: Report | None, bar: tqdm[Any]) -> None:
+    def log_interval(self, steps_per_second: float, report: Report | None, bar: tqdm[Any]) -> None:
         """Read the sums (the one wait for the device), check them, write the record."""
         settings = self.config.training
         loss, norm = self.check_finite()
-        images = self.interval.steps * settings.accumulation * settings.batch_size
+        images_per_step = settings.accumulation * settings.batch_size
         metrics = {
             "train/loss": loss,
             "train/gradient_norm": norm,
             "train/learning_rate": learning_rate(
                 self.config.optimiser, self.step - 1, settings.steps
             ),
-            "speed/images_per_second": images / seconds,
+            "speed/images_per_second": images_per_step * steps_per_second,
         } | system_metrics()
         if self.device.type == "cuda":
             memory = torch.cuda.memory_reserved(self.device)
@@ -272,9 +268,9 @@ class Trainer:
         x0 = to_batch(pixels, self.config.data)
         restored = []
         self.average.eval()
-        for part, k in zip(x0.split(250), range(len(x0)), strict=False):
+        for k, part in enumerate(x0.split(250)):
             part = part.to(self.device)
-            xT = self._hold(part, -1 - k).terminal(part)
+            xT = self._hold(part, "validation", k, part.shape).terminal(part)
             restored.append(restore_directly(self.average.module, xT, self.degradation.T).cpu())
         x0_hat = torch.cat(restored).clamp(-1, 1)
         error, similarity = rmse(x0_hat, x0), ssim(x0_hat, x0)

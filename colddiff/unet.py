@@ -81,12 +81,23 @@ class LinearAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: two blocks, attention and a resampling (identity at the ends)."""
+    """One resolution: two blocks, attention and a resampling (identity at the ends).
+
+    With ``float32_first`` the first block computes in float32, whatever autocast says.
+    """
 
     def __init__(
-        self, dim: int, dim_out: int, time_dim: int | None, resample: nn.Module, *, norm: bool
+        self,
+        dim: int,
+        dim_out: int,
+        time_dim: int | None,
+        resample: nn.Module,
+        *,
+        norm: bool = True,
+        float32_first: bool = False,
     ) -> None:
         super().__init__()
+        self.float32_first = float32_first
         self.block1 = ConvNextBlock(dim, dim_out, time_dim, norm=norm)
         self.block2 = ConvNextBlock(dim_out, dim_out, time_dim)
         self.attention = LinearAttention(dim_out)
@@ -94,7 +105,12 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
         """The features before resampling, which the skip connection needs."""
-        out: Tensor = self.attention(self.block2(self.block1(x, time), time))
+        if self.float32_first:
+            with torch.autocast(x.device.type, enabled=False):
+                h = self.block1(x.float(), None if time is None else time.float())
+        else:
+            h = self.block1(x, time)
+        out: Tensor = self.attention(self.block2(h, time))
         return out
 
 
@@ -108,6 +124,8 @@ class UNet(nn.Module):
         out_channels: output channels, as many as the input's by default.
         time_embedding: whether the network is told t.
         residual: whether the network predicts x0 minus its first ``out_channels`` inputs.
+        float32_first: whether the first block ignores autocast: what bfloat16 would round away of
+            x_t is then at least seen by it.
 
     At ``dim=64, mults=(1, 2, 4, 8)`` it is the authors' network: 56,612,916 parameters at one
     channel, 56,615,708 at three. Like theirs, it embeds the 0-based step ``t - 1``.
@@ -122,6 +140,7 @@ class UNet(nn.Module):
         out_channels: int | None = None,
         time_embedding: bool = True,
         residual: bool = False,
+        float32_first: bool = False,
     ) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
@@ -148,6 +167,7 @@ class UNet(nn.Module):
                 time_dim,
                 nn.Conv2d(b, b, 4, 2, 1) if i < len(pairs) - 1 else nn.Identity(),
                 norm=i > 0,  # the first block sees the image itself, which has nothing to norm
+                float32_first=float32_first and i == 0,
             )
             for i, (a, b) in enumerate(pairs)
         )
@@ -155,7 +175,7 @@ class UNet(nn.Module):
         self.middle_attention = LinearAttention(widths[-1])
         self.middle2 = ConvNextBlock(widths[-1], widths[-1], time_dim)
         self.ups = nn.ModuleList(
-            Level(2 * b, a, time_dim, nn.ConvTranspose2d(a, a, 4, 2, 1), norm=True)
+            Level(2 * b, a, time_dim, nn.ConvTranspose2d(a, a, 4, 2, 1))
             for a, b in reversed(pairs[1:])
         )
         # The authors write dim here, which is the same where mults starts with 1, as theirs does.

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import OmitSubcommandPrefixes, Positional, Suppress, arg, subcommand
 
 from colddiff.config import EvaluationConfig, GenerationConfig, RunConfig
 from colddiff.interruption import Interrupted
-from colddiff.presets import PRESETS, preset
+from colddiff.presets import PRESETS, labelled, preset
 from colddiff.run_folder import RunFolder
-from jobs.cluster import Cluster, run_here, submit_locally
-from jobs.status import find_runs, row, table
+from colddiff.tracking import TrackingError
+from jobs.options import Launch, Place, say
+from jobs.status import find_runs, find_trained, row, settle, table
 from jobs.tasks import (
     AlreadyRunningError,
     EvaluateTask,
@@ -30,59 +31,6 @@ from jobs.tasks import (
     TrainTask,
     is_claimed,
 )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where things lie, for every command."""
-
-    runs: Path = Path("runs")
-    """Folder of the run folders."""
-    experiment: str = "colddiff"
-    """MLflow experiment."""
-    tracking_uri: str | None = None
-    """MLflow store or server; MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here, by default."""
-
-    @property
-    def uri(self) -> str:
-        """The tracking URI to use."""
-        from colddiff.tracking import absolute_uri, default_uri
-
-        return absolute_uri(self.tracking_uri) if self.tracking_uri else default_uri()
-
-
-@dataclass(frozen=True)
-class Launch(Place):
-    """Where and how jobs run."""
-
-    cluster: Cluster = "local"
-    """local: in the background of this machine, one after the other. debug: here and now."""
-    data_root: str | None = None
-    """Where data sets lie: short for --data.root, kept in the runs' configurations."""
-
-    def launch(self, tasks: Sequence[Task]) -> int:
-        """Carry out or submit; prints what became of it."""
-        from colddiff.tracking import initialise_store, mask_secrets
-
-        if not tasks:
-            return 0
-        initialise_store(self.uri, self.experiment)
-        if self.cluster == "debug":
-            for made in run_here([dataclasses.replace(task, progress=True) for task in tasks]):
-                say(f"done: {made}")
-        else:
-            job = submit_locally(tasks, (self.runs / "jobs").absolute())
-            say(f"submitted job {job.job_id} with {len(tasks)} runs; it writes {job.stderr}")
-        say(f"MLflow: mlflow ui --backend-store-uri {mask_secrets(self.uri)}")
-        return 0
-
-    def placed(self, config: RunConfig) -> RunConfig:
-        """The configuration with the data root of the command line."""
-        if self.data_root is None:
-            return config
-        return dataclasses.replace(
-            config, data=dataclasses.replace(config.data, root=self.data_root)
-        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +56,7 @@ class Train(Launch):
         from colddiff.optimisation import resolve_device
         from colddiff.tracking import push
 
-        config = self.placed(self.run)
+        config = labelled(self.placed(self.run))
         # Bad news before anything is made or submitted.
         resolve_device(config.training.device)
         load_images(config.data, "train", download=self.download)
@@ -123,7 +71,8 @@ class Train(Launch):
             plan = self.plan(found, each)
             say(f"{each.run_id}: {plan}")
             if plan == "complete" and not self.dry_run:
-                push(found.path, self.uri, self.experiment)
+                with self.tolerated():
+                    push(found.path, self.uri, self.experiment)
             elif plan not in ("complete", "running"):
                 path = str(found.path.absolute())
                 tasks.append(TrainTask(path, self.uri, self.experiment, evaluate=self.evaluate))
@@ -152,22 +101,22 @@ class Evaluate(Launch):
     names: Positional[tuple[str, ...]] = ()
     """Run folders, or (beginnings of) run names; all runs by default."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Values other than the defaults replace those of the runs."""
+    """What is given replaces the runs' own settings."""
+
+    given: Annotated[tuple[str, ...], Suppress] = ()
+    """The fields of ``evaluation`` that the command line names."""
 
     def __call__(self) -> int:
         """Evaluate what was not evaluated with these settings."""
-        default = EvaluationConfig()
-        changed = {
-            f.name: getattr(self.evaluation, f.name)
-            for f in dataclasses.fields(default)
-            if getattr(self.evaluation, f.name) != getattr(default, f.name)
-        }
+        changes = {name: getattr(self.evaluation, name) for name in self.given}
+        folders = find_trained(self.runs, self.names)
+        configs = []
+        for config in (self.placed(folder.config) for folder in folders):
+            settings = dataclasses.replace(config.evaluation, **changes)
+            configs.append(dataclasses.replace(config, evaluation=settings))
         tasks = []
-        for folder in trained(self.runs, self.names):
-            config = self.placed(folder.config)
-            settings = dataclasses.replace(config.evaluation, **changed)
-            config = dataclasses.replace(config, evaluation=settings)
-            folder = RunFolder.create(folder.path.parent, config)
+        for folder, config in zip(folders, configs, strict=True):  # once all of them are good
+            folder.update(config)
             path = str(folder.path.absolute())
             tasks.append(EvaluateTask(path, self.uri, self.experiment))
         return self.launch(tasks)
@@ -185,12 +134,14 @@ class Generate(Launch):
         """Generate for every named run."""
         from colddiff.levels import check_levels, parse_levels
 
+        folders = find_trained(self.runs, self.names)
+        if self.generation.levels:
+            for folder in folders:
+                levels = parse_levels(self.generation.levels)
+                check_levels(levels, folder.config.degradation.T)
         tasks = []
-        for folder in trained(self.runs, self.names):
-            config = self.placed(folder.config)
-            if self.generation.levels:
-                check_levels(parse_levels(self.generation.levels), config.degradation.T)
-            folder = RunFolder.create(folder.path.parent, config)
+        for folder in folders:
+            folder.update(self.placed(folder.config))
             path = str(folder.path.absolute())
             tasks.append(GenerateTask(path, self.uri, self.experiment, settings=self.generation))
         return self.launch(tasks)
@@ -219,29 +170,18 @@ class Sync(Place):
 
     def __call__(self) -> int:
         """Push every named run; idempotent."""
-        from colddiff.tracking import initialise_store, push
+        from colddiff.tracking import push
 
-        initialise_store(self.uri, self.experiment)
+        self.initialise()
         for folder in find_runs(self.runs, self.names):
+            if not folder.environment.exists():
+                say(f"{folder.path.name}: not started yet")
+                continue
+            settle(folder)
             report = push(folder.path, self.uri, self.experiment)
             sent = f"{report.metrics} metric values and {len(report.artifacts)} artifacts sent"
             say(f"{folder.path.name}: {sent}; {report.link}")
         return 0
-
-
-def trained(runs: Path, names: Sequence[str]) -> list[RunFolder]:
-    """The named runs that are trained; raises ``ValueError`` for a named one that is not."""
-    found = find_runs(runs, names)
-    if names:
-        for folder in found:
-            if not folder.is_trained:
-                raise ValueError(
-                    f"{folder.path.name} is not trained yet: see python jobs/launch.py status"
-                )
-    found = [folder for folder in found if folder.is_trained]
-    if not found:
-        raise ValueError(f"no trained run below {runs}: make one with python jobs/launch.py train")
-    return found
 
 
 def base_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
@@ -274,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and carry out; the exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        config, rest = base_config(sys.argv[1:] if arguments is None else arguments)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        config, rest = base_config(words) if "train" in words[:1] else (preset("demo"), words)
         train = subcommand("train", default=Train(run=config), description=_train_help())
         commands = (
             Annotated[Train, train]
@@ -284,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[Sync, subcommand("sync")]
         )
         command = tyro.cli(commands, args=rest, prog="launch.py", config=(OmitSubcommandPrefixes,))
+        if isinstance(command, Evaluate):
+            command = dataclasses.replace(command, given=_given(rest, "--evaluation."))
         return command()
     except ValueError as error:
         return _fail(f"error: {error}", 2)
@@ -291,21 +234,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None  # nothing is left to flush into
         return 0
     except Interrupted as interruption:
-        return _fail(f"{interruption}; saved. The same command goes on from there", 130)
+        code = 128 + interruption.signum
+        return _fail(f"{interruption}; saved. The same command goes on from there", code)
     except KeyboardInterrupt:
         return _fail("interrupted. The same command goes on from the last checkpoint", 130)
-    except AlreadyRunningError as error:
+    except (AlreadyRunningError, TrackingError) as error:
         return _fail(f"error: {error}", 1)
-
-
-def say(text: str) -> None:
-    """Print, at once even into a pipe."""
-    print(text, flush=True)
 
 
 def _fail(message: str, code: int) -> int:
     print(message, file=sys.stderr, flush=True)
     return code
+
+
+def _given(words: Sequence[str], prefix: str) -> tuple[str, ...]:
+    """Names of the fields that options with this prefix set."""
+    options = (word.partition("=")[0] for word in words if word.startswith(prefix))
+    return tuple(option.removeprefix(prefix).replace("-", "_") for option in options)
 
 
 def _train_help() -> str:

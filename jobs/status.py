@@ -66,6 +66,29 @@ def find_runs(runs: Path, names: Sequence[str]) -> list[RunFolder]:
     return found
 
 
+def find_trained(runs: Path, names: Sequence[str]) -> list[RunFolder]:
+    """The named runs that are trained; raises ``ValueError`` for a named one that is not."""
+    found = find_runs(runs, names)
+    if names:
+        for folder in found:
+            if not folder.is_trained:
+                raise ValueError(
+                    f"{folder.path.name} is not trained yet: see python jobs/launch.py status"
+                )
+    found = [folder for folder in found if folder.is_trained]
+    if not found:
+        raise ValueError(f"no trained run below {runs}: make one with python jobs/launch.py train")
+    return found
+
+
+def settle(folder: RunFolder) -> None:
+    """Record that a run whose process is gone was interrupted."""
+    status = folder.status()
+    if status and status.state == "running" and not is_claimed(folder):
+        message = "its process is gone"
+        folder.write_status("interrupted", status.step, status.steps, message)
+
+
 def row(folder: RunFolder) -> Row:
     """Where one run stands; a run that says it is running but has no process was interrupted."""
     config, status = folder.config, folder.status()

@@ -11,9 +11,10 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import submitit
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from colddiff.config import GenerationConfig
 from colddiff.interruption import Interrupted
@@ -128,21 +129,21 @@ class TaskList:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def claim(folder: RunFolder) -> FileLock:
-    """The run's lock, held; the system releases it when the process ends, however it ends.
+def claim(folder: RunFolder, timeout_s: float = 5.0) -> AcquireReturnProxy[Any]:
+    """The run's lock, held until the ``with`` block ends, or the process, however that ends.
+
+    Waits a little, because ``status`` looks at locks by taking them for a moment.
 
     Raises:
         AlreadyRunningError: where another process holds it.
     """
-    lock = FileLock(folder.lock)
     try:
-        lock.acquire(timeout=0)
+        return FileLock(folder.lock).acquire(timeout=timeout_s)
     except Timeout:
         raise AlreadyRunningError(
             f"{folder.path.name} is being worked on by another process: "
             "see python jobs/launch.py status"
         ) from None
-    return lock
 
 
 def is_claimed(folder: RunFolder) -> bool:
@@ -150,10 +151,10 @@ def is_claimed(folder: RunFolder) -> bool:
     if not folder.lock.exists():
         return False
     try:
-        claim(folder).release()
+        with claim(folder, timeout_s=0):
+            return False
     except AlreadyRunningError:
         return True
-    return False
 
 
 def _evaluate(folder: RunFolder, progress: bool) -> str:

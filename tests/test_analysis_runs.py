@@ -249,3 +249,14 @@ def test_help_imports_nothing_heavy(script: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "--experiment" in result.stdout
+
+
+def test_metrics_of_earlier_evaluations_are_left_out(store: Store) -> None:
+    """MLflow cannot delete them; the tag names those of the last evaluation."""
+    metrics = {"direct/rmse": 0.1, "sampled_20-0/rmse": 0.2}
+    tags = {"colddiff.eval_keys": "samples direct/rmse", "colddiff.eval_git_sha": "abc"}
+    store.log(metrics=metrics, tags=tags)
+    runs = load_runs(EXPERIMENT, store.uri)
+    assert runs["metrics.eval/direct/rmse"].item() == 0.1
+    assert "metrics.eval/sampled_20-0/rmse" not in runs
+    assert runs["eval_git_sha"].item() == "abc"

@@ -19,6 +19,7 @@ from tiny import replaced, tiny
 from colddiff.config import RunConfig
 from colddiff.files import write_json
 from colddiff.journal import read_records
+from colddiff.presets import labelled, preset
 from colddiff.run_folder import RunFolder
 from jobs.launch import base_config, main
 from jobs.status import find_runs, row
@@ -152,6 +153,65 @@ def test_evaluate_generate_status_and_sync(place: Path, capfd: pytest.CaptureFix
     assert "0 metric values and 0 artifacts sent" in capfd.readouterr().out.splitlines()[-1]
 
 
+def test_evaluate_goes_back_to_what_is_asked_for(place: Path) -> None:
+    """A value that equals the default was still asked for."""
+    assert train("--no-evaluate") == 0
+    folder = the_run(place)
+    asked = ["evaluate", "--cluster", "debug", "--evaluation.samples"]
+    assert main([*asked, "15", "--evaluation.split", "train"]) == 0
+    assert main([*asked, "30", "--evaluation.split", "test"]) == 0
+    done = json.loads(folder.evaluation.read_text())
+    assert (done["split"], done["samples"]) == ("test", 30)
+    assert folder.config.evaluation.images == 12  # not asked for: as the run has it
+
+
+def test_a_renamed_run_folder_is_still_that_run(place: Path) -> None:
+    assert train("--no-evaluate") == 0
+    folder = the_run(place)
+    folder.path.rename(place / "runs" / "mine")
+    assert main(["evaluate", "mine", "--cluster", "debug"]) == 0
+    assert (place / "runs/mine/evaluation.json").exists()
+    assert not folder.path.exists()
+
+
+def test_a_dead_tracking_server_stops_no_training(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dead = ["--tracking-uri", "http://127.0.0.1:9"]
+    assert train(*dead, "--no-evaluate") == 0
+    assert the_run(place).is_trained
+    assert "The runs go on" in capfd.readouterr().out
+    assert main(["sync", *dead]) == 1
+    captured = capfd.readouterr()
+    assert "error: " in captured.err and "Traceback" not in captured.err
+    assert main(["sync"]) == 0  # the default store takes the whole record
+    assert "metric values" in capfd.readouterr().out
+
+
+def test_an_overridden_preset_does_not_carry_its_name(place: Path) -> None:
+    overridden = ["--preset", "demo", "--model.dim", "4", "--training.steps", "60"]
+    assert main(["train", *overridden, "--dry-run"]) == 0
+    assert labelled(preset("demo")).preset == "demo"
+    seed = replaced(preset("demo"), "training", seed=5)
+    assert labelled(seed).preset == "demo"
+    assert labelled(replaced(seed, "model", dim=4)).preset == "demo (changed)"
+
+
+def test_sync_settles_runs_whose_process_is_gone(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    new = RunFolder.create(place / "runs", tiny(seed=9))
+    assert train("--no-evaluate") == 0
+    folder = next(f for f in find_runs(place / "runs", ()) if f.path != new.path)
+    folder.write_status("running", 5, 12)  # as a kill -9 leaves it
+    assert main(["sync"]) == 0
+    assert f"{new.path.name}: not started yet" in capfd.readouterr().out
+    (run,) = MlflowClient(f"sqlite:///{place}/mlflow.db").search_runs(["1"])
+    assert run.info.status == "KILLED"
+
+
 def test_dry_run_makes_nothing(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train("--dry-run", "--seeds", "1", "2") == 0
     assert capfd.readouterr().out.count(": new") == 2
@@ -177,7 +237,7 @@ def test_a_run_that_somebody_works_on_is_left_alone(
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
     assert is_claimed(folder)
     with pytest.raises(AlreadyRunningError, match="another process"):
-        claim(folder)
+        claim(folder, timeout_s=0.1)
     assert train() == 0
     assert f"{folder.path.name}: running" in capfd.readouterr().out
     assert not folder.journal.exists()
@@ -272,11 +332,8 @@ def test_status_shows_rate_and_time_left_of_a_running_run(place: Path) -> None:
     )
     line = {"step": 4, "timestamp_ms": 1, "metrics": {"speed/images_per_second": 0.5}}
     folder.journal.write_text(json.dumps(line) + "\n")
-    lock = claim(folder)
-    try:
+    with claim(folder):
         shown = row(folder)
-    finally:
-        lock.release()
     assert shown.state == "running"
     assert shown.seconds_left == pytest.approx(8 * 8 / 0.5)
     assert shown.cells()[3:5] == ("0", "2min")

@@ -58,7 +58,9 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def record(folder: RunFolder) -> None:
-    folder.record_attempt(device="cpu", resumed_from_step=0, data_sha256="ab", data_samples=1)
+    folder.record_attempt(
+        device="cpu", threads=1, resumed_from_step=0, data_sha256="ab", data_samples=1
+    )
 
 
 @pytest.fixture

@@ -107,7 +107,11 @@ def test_trained_means_finished_with_weights(folder: RunFolder) -> None:
 
 def record(folder: RunFolder, step: int) -> dict[str, object]:
     folder.record_attempt(
-        device="cpu", resumed_from_step=step, data_sha256="ab" * 32, data_samples=3984
+        device="cpu",
+        threads=2,
+        resumed_from_step=step,
+        data_sha256="ab" * 32,
+        data_samples=3984,
     )
     recorded: dict[str, object] = json.loads(folder.environment.read_text())
     return recorded

@@ -243,6 +243,33 @@ def test_evaluation_once_and_again(tmp_path, uri):
     assert [(m.step, m.value) for m in history] == [(7, 0.14), (7, 0.13)]
 
 
+def test_what_is_left_of_an_earlier_evaluation_is_told_apart(tmp_path, uri):
+    """MLflow keeps every metric: the tag names those of the last evaluation."""
+    folder = run_folder(tmp_path / "run")
+    evaluation = {"split": "test", "samples": 100, "step": 7, "git_sha": "ab" * 20}
+    kinds = {"direct": {"rmse": 0.1}, "sampled[2-0]": {"rmse": 0.2}}
+    write_json(folder / "evaluation.json", evaluation | {"kinds": kinds})
+    push(folder, uri, "test")
+    del kinds["sampled[2-0]"]
+    write_json(folder / "evaluation.json", evaluation | {"samples": 1000, "kinds": kinds})
+    os.utime(folder / "evaluation.json", (1, 1))
+    push(folder, uri, "test")
+    run = only_run(uri)
+    assert "eval/sampled_2-0/rmse" in run.data.metrics
+    assert run.data.tags["colddiff.eval_keys"] == "samples direct/rmse"
+    assert run.data.tags["colddiff.eval_git_sha"] == "abababababab"
+
+
+def test_a_folder_that_was_never_started_finds_no_run(tmp_path, uri):
+    """Its run id alone is that of every folder of the same configuration."""
+    push(run_folder(tmp_path / "run"), uri, "test")
+    twin = run_folder(tmp_path / "twin")
+    (twin / "environment.json").unlink()
+    with pytest.raises(ValueError, match="not started yet"):
+        push(twin, uri, "test")
+    assert only_run(uri).info.status
+
+
 def test_changed_folders_do_not_stop_the_sync(tmp_path, uri):
     folder = run_folder(tmp_path / "run", records=1)
     push(folder, uri, "test")

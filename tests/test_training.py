@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from colddiff.checkpoint import checkpoints, load_checkpoint
 from colddiff.config import OptimiserConfig, RunConfig
 from colddiff.data import load_images, split_validation
 from colddiff.diffusion import restore_directly
+from colddiff.files import write_json
 from colddiff.interruption import Interrupted
 from colddiff.journal import read_records
 from colddiff.metrics import rmse, ssim
@@ -189,6 +191,35 @@ def test_a_stop_request_saves_at_the_step_boundary(tmp_path: Path) -> None:
     assert not folder.is_trained
     train(folder)
     assert folder.is_trained
+
+
+def test_a_signal_during_the_last_step_stops_what_would_follow(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, tiny())
+    with pytest.raises(Interrupted, match="at step 30"):
+        train(folder, stop=StopAt(31))
+    assert folder.is_trained
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, tiny())
+    with pytest.raises(Interrupted):
+        train(folder, stop=StopAt(5))
+    record = json.loads(folder.environment.read_text())
+    write_json(folder.environment, record | {"data_sha256": "0" * 64})
+    with pytest.raises(ValueError, match=r"trained to step 5 on other data.*000000000000, now"):
+        train(folder)
+
+
+def test_what_the_blur_leaves_is_recorded_and_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replaced(tiny(steps=4, validate_every=0), "degradation", T=80, kernel_size=15)
+    folder = RunFolder.create(tmp_path, config)
+    train(folder)
+    rows = json.loads(folder.schedule.read_text())
+    assert [row["t"] for row in rows] == list(range(81))
+    assert not rows[-1]["above_float32"]
+    assert "x_T is the image's mean and no more" in caplog.text
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(

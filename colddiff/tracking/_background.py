@@ -65,9 +65,8 @@ class BackgroundSync:
         last = False
         while not last:
             last = self._stopping.is_set()  # read before the push, which then has all up to stop()
-            # The first attempt's start, recorded there, is part of what the MLflow run is found by:
-            # a push before it would make a second one.
-            if last or (self.folder / "environment.json").exists():
+            # The first attempt's start, recorded there, is what the MLflow run is found by.
+            if (self.folder / "environment.json").exists():
                 self._attempt()
             if not last:
                 self._stopping.wait(self._interval_s)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ from colddiff.uris import mask_secrets
 
 log = logging.getLogger(__name__)
 
-ARTIFACTS = ("config.json", "environment.json", "environment.diff", "evaluation.json")
+ARTIFACTS = (
+    "config.json",
+    "environment.json",
+    "environment.diff",
+    "schedule.json",
+    "evaluation.json",
+)
 FINAL_ARTIFACTS = ("ema.safetensors",)  # large and rewritten during training
 LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY = 6000, 8000, 250  # MLflow's limits
 
@@ -90,6 +96,20 @@ def evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
     """
     values = {"samples": evaluation.get("samples"), **evaluation.get("kinds", {})}
     return {metric_key(key): value for key, value in _numbers("eval", values)}
+
+
+def evaluation_tags(evaluation: dict[str, Any], values: Iterable[str]) -> dict[str, str]:
+    """What readers need beside the metrics of an evaluation.
+
+    MLflow cannot delete a metric: ``colddiff.eval_keys`` says which of the run's belong to its last
+    evaluation, and which are left from an earlier one with other settings.
+    """
+    dirty = " with uncommitted changes" if evaluation.get("git_dirty") else ""
+    return {
+        "colddiff.eval_split": str(evaluation.get("split", "")),
+        "colddiff.eval_keys": " ".join(key.removeprefix("eval/") for key in values)[:LONGEST_TAG],
+        "colddiff.eval_git_sha": f"{evaluation.get('git_sha', '')[:12]}{dirty}",
+    }
 
 
 def artifact_paths(folder: Path, *, final: bool) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +52,13 @@ def push(
 
     Raises:
         FileNotFoundError: if ``folder`` is no run folder.
-        ValueError: if the folder is corrupt, or the experiment deleted.
+        ValueError: if the folder is corrupt or was never started, or the experiment deleted.
         TrackingError: if the store cannot be reached or refuses; what arrived is remembered.
     """
     config = RunConfig.from_json((folder / "config.json").read_text())
+    if contents.first_start_ms(contents.read_or_empty(folder / "environment.json")) is None:
+        # Its run id alone might find the MLflow run of another folder.
+        raise ValueError(f"{folder.name} was not started yet: there is nothing to send")
     uri = absolute_uri(uri)
     lock = FileLock(folder / ".tracking.lock", timeout=LOCK_TIMEOUT_S)
     with store_errors(uri), lock:
@@ -125,6 +129,9 @@ class _TrackedRun:
         path = self._folder / "journal.jsonl"
         if not path.exists():
             return 0
+        # What MLflow has must survive a power cut here too: rewritten, it would have other times.
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
         sent, offset, end = 0, int(self._state["offset"]), path.stat().st_size
         if offset > end:
             offset = 0  # not the journal that was sent; MLflow drops what it has already
@@ -154,13 +161,15 @@ class _TrackedRun:
         evaluation = json.loads(content)
         step = int(evaluation.get("step", 0))
         time_ms = int(evaluation.get("timestamp_ms") or path.stat().st_mtime_ns // 10**6)
+        values = contents.evaluation_metrics(evaluation)
         metrics = [
             metric
-            for key, value in contents.evaluation_metrics(evaluation).items()
+            for key, value in values.items()
             if (metric := self._unless_latest(key, value, step, time_ms))
         ]
         self._log_metrics(metrics)
-        self._client.set_tag(self.run_id, "colddiff.eval_split", evaluation.get("split", ""))
+        for key, text in contents.evaluation_tags(evaluation, values).items():
+            self._client.set_tag(self.run_id, key, text)
         self._save(evaluation=digest)
         return len(metrics)
 
