@@ -106,8 +106,11 @@ class RunFolder:
 
     @property
     def config(self) -> RunConfig:
-        """The recorded configuration."""
-        return RunConfig.from_json(self.config_file.read_text())
+        """The recorded configuration; raises ``ValueError`` naming a file that is not one."""
+        try:
+            return RunConfig.from_json(self.config_file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.config_file}: {error}") from None
 
     def status(self) -> Status | None:
         """The recorded status, or None before the first attempt."""

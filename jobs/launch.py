@@ -62,7 +62,7 @@ class Train(Launch):
         load_images(config.data, "train", download=self.download)
         configs = [
             dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
-            for seed in self.seeds or (config.training.seed,)
+            for seed in dict.fromkeys(self.seeds or (config.training.seed,))
         ]
         tasks: list[Task] = []
         for each in configs:
@@ -110,15 +110,15 @@ class Evaluate(Launch):
         """Evaluate what was not evaluated with these settings."""
         changes = {name: getattr(self.evaluation, name) for name in self.given}
         folders = find_trained(self.runs, self.names)
-        configs = []
-        for config in (self.placed(folder.config) for folder in folders):
-            settings = dataclasses.replace(config.evaluation, **changes)
-            configs.append(dataclasses.replace(config, evaluation=settings))
         tasks = []
-        for folder, config in zip(folders, configs, strict=True):  # once all of them are good
-            folder.update(config)
+        for folder in folders:
+            config = folder.config
+            settings = dataclasses.replace(config.evaluation, **changes)
+            dataclasses.replace(config, evaluation=settings)  # refuses levels that do not fit
             path = str(folder.path.absolute())
-            tasks.append(EvaluateTask(path, self.uri, self.experiment))
+            tasks.append(EvaluateTask(path, self.uri, self.experiment, evaluation=settings))
+        for folder in folders:  # once all of them are good
+            folder.update(self.placed(folder.config))
         return self.launch(tasks)
 
 
@@ -172,8 +172,12 @@ class Sync(Place):
         """Push every named run; idempotent."""
         from colddiff.tracking import push
 
+        folders = find_runs(self.runs, self.names)
+        if not folders:
+            say(f"no runs below {self.runs}")
+            return 0
         self.initialise()
-        for folder in find_runs(self.runs, self.names):
+        for folder in folders:
             if not folder.environment.exists():
                 say(f"{folder.path.name}: not started yet")
                 continue
@@ -193,7 +197,7 @@ def base_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
         ValueError: for an unknown preset, or a file that is no configuration.
     """
     rest: list[str] = []
-    config = preset("demo")
+    named: list[RunConfig] = []
     words = iter(arguments)
     for word in words:
         name, _, value = word.partition("=")
@@ -201,18 +205,17 @@ def base_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
             rest.append(word)
             continue
         value = value or next(words, "")
-        if name == "--preset":
-            config = preset(value)
-        elif not Path(value).is_file():
-            raise ValueError(f"--config {value!r} is no file")
-        else:
-            config = RunConfig.from_json(Path(value).read_text())
+        named.append(preset(value) if name == "--preset" else _read_config(Path(value)))
+    if len(named) > 1:
+        raise ValueError("--preset and --config name one configuration: give one of them, once")
+    config = named[0] if named else preset("demo")
     return config, rest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and carry out; the exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("colddiff").setLevel(logging.INFO)
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
         config, rest = base_config(words) if "train" in words[:1] else (preset("demo"), words)
@@ -237,14 +240,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = 128 + interruption.signum
         return _fail(f"{interruption}; saved. The same command goes on from there", code)
     except KeyboardInterrupt:
-        return _fail("interrupted. The same command goes on from the last checkpoint", 130)
-    except (AlreadyRunningError, TrackingError) as error:
+        return _fail("interrupted. The same command takes it up again", 130)
+    except (AlreadyRunningError, TrackingError, OSError) as error:
         return _fail(f"error: {error}", 1)
 
 
 def _fail(message: str, code: int) -> int:
     print(message, file=sys.stderr, flush=True)
     return code
+
+
+def _read_config(path: Path) -> RunConfig:
+    if not path.is_file():
+        raise ValueError(f"--config {str(path)!r} is no file")
+    try:
+        return RunConfig.from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _given(words: Sequence[str], prefix: str) -> tuple[str, ...]:

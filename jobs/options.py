@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,10 @@ class Launch(Place):
         else:
             job = submit_locally(tasks, (self.runs / "jobs").absolute())
             say(f"submitted job {job.job_id} with {len(tasks)} runs; it writes {job.stderr}")
-        shown = mask_secrets(self.uri)
-        say(f"MLflow: {shown if is_server(shown) else f'mlflow ui --backend-store-uri {shown}'}")
+            say(f"kill {job.job_id} stops it; the same command goes on")
+        uri = mask_secrets(self.uri)
+        ui = uri if is_server(uri) else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        say(f"MLflow: {ui}")
         return 0
 
     @contextlib.contextmanager

@@ -55,13 +55,17 @@ def find_runs(runs: Path, names: Sequence[str]) -> list[RunFolder]:
         return run_folders(runs)
     found = []
     for name in names:
-        if Path(name).is_dir():
+        if name and (Path(name) / "config.json").is_file():
             found.append(RunFolder.find(Path(name)))
             continue
-        fits = [folder for folder in run_folders(runs) if folder.path.name.startswith(name)]
+        folders = run_folders(runs)
+        fits: list[RunFolder] = [folder for folder in folders if folder.path.name == name]
+        for beginning in (f"{name}-", name) if name else ():  # seed2 before seed21
+            fits = fits or [f for f in folders if f.path.name.startswith(beginning)]
         if len(fits) != 1:
-            what = "no run" if not fits else f"{len(fits)} runs"
-            raise ValueError(f"{name!r} names {what} below {runs}: see launch.py status")
+            which = ": " + ", ".join(folder.path.name for folder in fits) if fits else ""
+            what = f"{len(fits) or 'no'} run{'s' if fits else ''}"
+            raise ValueError(f"{name!r} names {what} below {runs}{which}; see launch.py status")
         found += fits
     return found
 
@@ -91,14 +95,18 @@ def settle(folder: RunFolder) -> None:
 
 def row(folder: RunFolder) -> Row:
     """Where one run stands; a run that says it is running but has no process was interrupted."""
-    config, status = folder.config, folder.status()
+    try:
+        config = folder.config
+    except ValueError:
+        return Row(folder.path.name, "unreadable", 0, 0, None, None, {})
+    status = folder.status()
     state: str = "new" if status is None else status.state
     if state == "running" and not is_claimed(folder):
         state = "interrupted"
-    elif state == "finished" and folder.evaluation.exists():
-        state = "evaluated"
-    elif state != "running" and is_claimed(folder):
-        state = "running" if state != "finished" else "evaluating"
+    elif state == "finished" and is_claimed(folder):
+        state = "at work"
+    elif state == "finished":
+        state = "evaluated" if folder.evaluation.exists() else "trained"
     step = 0 if status is None else status.step
     latest: dict[str, float] = {}
     if folder.journal.exists():

@@ -7,6 +7,7 @@ launcher stays quick, and on a cluster the signal handlers are installed before 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import submitit
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from colddiff.config import GenerationConfig
+from colddiff.config import EvaluationConfig, GenerationConfig
 from colddiff.interruption import Interrupted
 from colddiff.run_folder import RunFolder
 
@@ -75,16 +76,22 @@ class TrainTask(Task):
 
         if not folder.is_trained:
             train(folder, progress=self.progress)
-        return _evaluate(folder, self.progress) if self.evaluate else self.folder
+        if not self.evaluate:
+            return self.folder
+        return _evaluate(folder, self.progress, folder.config.evaluation)
 
 
 @dataclass(frozen=True)
 class EvaluateTask(Task):
-    """Measure a trained run with the settings in its configuration."""
+    """Measure a trained run; its configuration then has these settings."""
+
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     def work(self, folder: RunFolder) -> str:
         """The run folder's path."""
-        return _evaluate(folder, self.progress)
+        made = _evaluate(folder, self.progress, self.evaluation)
+        folder.update(dataclasses.replace(folder.config, evaluation=self.evaluation))
+        return made
 
 
 @dataclass(frozen=True)
@@ -110,13 +117,16 @@ class TaskList:
 
     def __call__(self) -> list[str]:
         """What each task made; raises ``RuntimeError`` with the number of failures."""
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        logging.basicConfig(format="%(asctime)s %(message)s")
+        logging.getLogger("colddiff").setLevel(logging.INFO)
         made, failed = [], 0
         for task in self.tasks:
             try:
                 made.append(task())
             except Interrupted:
                 raise
+            except AlreadyRunningError as error:
+                log.info("%s; left to it", error)  # launched twice: the other one does it
             except Exception:  # noqa: BLE001  # one run's failure must not take the others along
                 log.exception("%s failed", task)
                 failed += 1
@@ -157,14 +167,14 @@ def is_claimed(folder: RunFolder) -> bool:
         return True
 
 
-def _evaluate(folder: RunFolder, progress: bool) -> str:
+def _evaluate(folder: RunFolder, progress: bool, settings: EvaluationConfig) -> str:
     from colddiff.evaluation import evaluate, is_evaluated
     from colddiff.optimisation import resolve_device
 
-    config = folder.config
-    if not is_evaluated(folder, config.evaluation):
+    if is_evaluated(folder, settings):
+        log.info("%s is evaluated with these settings already", folder.path.name)
+    else:
         log.info("evaluating %s", folder.path.name)
-        evaluate(
-            folder, config.evaluation, resolve_device(config.training.device), progress=progress
-        )
+        device = resolve_device(folder.config.training.device)
+        evaluate(folder, settings, device, progress=progress)
     return str(folder.path)

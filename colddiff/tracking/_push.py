@@ -252,6 +252,7 @@ class _TrackedRun:
 
     def _describe_data(self, params: dict[str, str]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         checksum = self._environment.get("data_sha256")
         if not checksum:
@@ -265,7 +266,14 @@ class _TrackedRun:
             profile=json.dumps({"num_rows": samples, "sha256": checksum}),
         )
         tags = [InputTag("mlflow.data.context", "training")]
-        self._client.log_inputs(self.run_id, [DatasetInput(data, tags)])
+        inputs = [DatasetInput(data, tags)]
+        try:
+            self._client.log_inputs(self.run_id, inputs)
+        except MlflowException as error:
+            # Runs of one data set enter it at the same moment: who lost finds it the next time.
+            if "unique" not in str(error).lower():
+                raise
+            self._client.log_inputs(self.run_id, inputs)
 
     def _unless_latest(self, key: str, value: float, step: int, time_ms: int) -> Metric | None:
         from mlflow.entities import Metric
