@@ -260,6 +260,24 @@ def test_what_is_left_of_an_earlier_evaluation_is_told_apart(tmp_path, uri):
     assert run.data.tags["colddiff.eval_git_sha"] == "abababababab"
 
 
+def test_a_data_set_that_another_run_enters_at_the_same_moment(tmp_path, uri, monkeypatch):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    original, calls = MlflowClient.log_inputs, []
+
+    def loses_once(self, *arguments, **named):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets")
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", loses_once)
+    push(run_folder(tmp_path / "run"), uri, "test")
+    assert len(calls) == 2
+    assert len(only_run(uri).inputs.dataset_inputs) == 1
+
+
 def test_a_folder_that_was_never_started_finds_no_run(tmp_path, uri):
     """Its run id alone is that of every folder of the same configuration."""
     push(run_folder(tmp_path / "run"), uri, "test")
