@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SLURM_PACKAGES := munge mariadb-server slurm-client slurmctld slurmd slurmdbd
 
-.PHONY: help setup demo test lint typecheck unit bench clean
+.PHONY: help setup demo test lint typecheck unit test-slurm bench clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make .venv with everything in it
 
@@ -40,7 +41,14 @@ typecheck: $(READY)  ## mypy --strict
 	$(BIN)/mypy
 
 unit: $(READY)  ## pytest with coverage of colddiff
-	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile \
+		--cov --cov-report=term --cov-fail-under=90
+
+test-slurm: $(READY)  ## tests on a real Slurm; as root, gets Debian's packages of it
+	@test "$$(id -u)" = 0 || { echo "make test-slurm starts daemons: run it as root"; exit 1; }
+	@dpkg --status $(SLURM_PACKAGES) >/dev/null 2>&1 || { apt-get update && \
+		apt-get install --yes --no-install-recommends $(SLURM_PACKAGES); }
+	COLDDIFF_REQUIRE_SLURM=1 $(BIN)/pytest tests/cluster
 
 bench: $(READY)  ## speed, as ratios to plain references
 	$(BIN)/python benchmarks/degradation.py

@@ -49,12 +49,26 @@ def to_batch(
     return x0
 
 
+def shared_size(batch_size: int, world_size: int) -> int:
+    """How many images of a micro-batch each rank takes.
+
+    Raises:
+        ValueError: where the ranks cannot have equally many.
+    """
+    if batch_size % world_size:
+        raise ValueError(
+            f"training.batch_size = {batch_size} is not allowed with world size {world_size}: the "
+            f"ranks share each batch equally, so it must be a multiple of {world_size}"
+        )
+    return batch_size // world_size
+
+
 @dataclass(frozen=True)
 class Order:
     """Which images make up each micro-batch: epoch permutations, laid end to end.
 
-    Micro-batch ``k`` of a global size ``B = batch_size * world_size`` is the slice ``kB..(k+1)B``
-    of that endless sequence, and rank r takes its r-th part.
+    Micro-batch ``k`` of ``B = batch_size`` images, all ranks together, is the slice
+    ``kB..(k+1)B`` of that endless sequence, and rank r takes its r-th part.
     """
 
     samples: int
@@ -63,11 +77,15 @@ class Order:
     rank: int = 0
     world_size: int = 1
 
+    @property
+    def size(self) -> int:
+        """Images of a micro-batch on this rank."""
+        return shared_size(self.batch_size, self.world_size)
+
     def indices(self, k: int) -> Tensor:
-        """int64 ``batch_size`` indices of micro-batch ``k`` on this rank."""
-        position = (k * self.world_size + self.rank) * self.batch_size
+        """int64 :attr:`size` indices of micro-batch ``k`` on this rank."""
+        position, missing = k * self.batch_size + self.rank * self.size, self.size
         parts: list[Tensor] = []
-        missing = self.batch_size
         while missing:
             epoch, offset = divmod(position, self.samples)
             part = _permutation(self.samples, self.seed, epoch)[offset : offset + missing]
@@ -76,13 +94,8 @@ class Order:
         return torch.cat(parts)
 
     def share(self, values: Tensor) -> Tensor:
-        """This rank's part of numbers drawn for the whole global batch."""
-        return values[self.rank * self.batch_size :][: self.batch_size]
-
-    @property
-    def global_size(self) -> int:
-        """Images of all ranks together."""
-        return self.batch_size * self.world_size
+        """This rank's part of numbers drawn for the whole micro-batch."""
+        return values[self.rank * self.size :][: self.size]
 
 
 @functools.lru_cache(maxsize=2)
@@ -99,11 +112,11 @@ def batches(
         if config.preparation == "crop":
             slack = pixels.shape[-1] - config.image_size + 1
             draws = torch.randint(
-                slack, (order.global_size, 2), generator=generator(order.seed, "crop", k)
+                slack, (order.batch_size, 2), generator=generator(order.seed, "crop", k)
             )
             crop = order.share(draws).to(device, non_blocking=True)
         if config.flip:
-            draws = torch.rand(order.global_size, generator=generator(order.seed, "flip", k)) < 0.5
+            draws = torch.rand(order.batch_size, generator=generator(order.seed, "flip", k)) < 0.5
             flip = order.share(draws).to(device, non_blocking=True)
         yield to_batch(pixels, config, crop, flip)
 

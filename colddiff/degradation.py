@@ -93,7 +93,7 @@ def taps_of_variance(kernel_size: int, variance: float) -> Tensor:
             f"a kernel of {kernel_size} taps has variance in [0, {widest:.4g}), got {variance:.4g}"
         )
     low, high = math.log(1e-3), math.log(1e6)  # bisect log sigma: the variance grows with it
-    for _ in range(200):
+    for _ in range(60):  # to the last bit of a float64
         middle = (low + high) / 2
         if (gaussian_taps(kernel_size, math.exp(middle)) * j**2).sum() < variance:
             low = middle

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from colddiff.files import read_json
 from colddiff.uris import mask_secrets
 
 PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "submitit", "optuna", "scikit-learn")
@@ -25,19 +26,26 @@ SLURM_VARIABLES = (
     "SLURM_RESTART_COUNT",
     "SLURM_JOB_PARTITION",
     "SLURM_JOB_NODELIST",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_NTASKS",
+    "SLURMD_NODENAME",
 )
+CODE_RECORD = "code.json"
+"""Beside the packages in a snapshot: ``git_sha``, ``git_dirty``, ``diff`` and ``digest``."""
 
 
 def attempt(device: str) -> dict[str, Any]:
     """What there is to know about this process: time, command, code, packages, machine."""
+    record = _code_record()
     return {
         "started_ms": int(time.time() * 1000),
         "command": mask_secrets(shlex.join(["python", *sys.orig_argv[1:]])),
         "git_sha": git_sha(),
         "git_dirty": git_dirty(),
+        **({"code": record["digest"]} if record else {}),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "host": socket.gethostname(),
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "device": device,
@@ -50,31 +58,68 @@ def attempt(device: str) -> dict[str, Any]:
 
 
 def git_sha() -> str:
-    """The source tree's commit, empty outside a repository."""
-    return git("rev-parse", "HEAD").strip()
+    """The code's commit, empty outside a repository; a snapshot's is that of its making."""
+    record = _code_record()
+    return str(record["git_sha"]) if record else _git_of_code("rev-parse", "HEAD").strip()
 
 
 def git_dirty() -> bool:
     """Whether tracked files differ from that commit."""
-    return bool(git("status", "--porcelain", "--untracked-files=no"))
+    record = _code_record()
+    if record:
+        return bool(record["git_dirty"])
+    return bool(_git_of_code("status", "--porcelain", "--untracked-files=no"))
 
 
-def git(*arguments: str) -> str:
-    """Output of a git command on the source tree, empty where there is no git or repository."""
-    source = Path(__file__).parent.parent
+def git_diff() -> str:
+    """How tracked files differ from that commit, for ``git apply``."""
+    record = _code_record()
+    if record:
+        return str(record["diff"])
+    return _git_of_code("diff", "--no-color", "--no-ext-diff", "HEAD")
+
+
+def git(*arguments: str, errors: str = "replace") -> str:
+    """Output of a git command on the source tree, empty where there is no git or repository.
+
+    Args:
+        arguments: the command.
+        errors: what becomes of bytes that are no UTF-8, as in ``bytes.decode``.
+    """
     try:
         result = subprocess.run(
             ["git", *arguments],
-            cwd=source,
+            cwd=_source(),
             capture_output=True,
             encoding="utf-8",
-            errors="replace",
+            errors=errors,
             timeout=30,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout if result.returncode == 0 else ""
+
+
+def _git_of_code(*arguments: str) -> str:
+    """As :func:`git`, but empty in a repository that only happens to be around the code.
+
+    The code can be installed into an ignored environment inside a repository of other things.
+    """
+    return git(*arguments) if git("ls-files", "--", "colddiff") else ""
+
+
+def _code_record() -> dict[str, Any] | None:
+    """What a snapshot says of itself; None for code that is not one."""
+    try:
+        record: dict[str, Any] = read_json(_source() / CODE_RECORD)
+    except FileNotFoundError:
+        return None
+    return record
+
+
+def _source() -> Path:
+    return Path(__file__).parent.parent
 
 
 def system_metrics() -> dict[str, float]:

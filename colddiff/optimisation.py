@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,8 +12,11 @@ from torch import Tensor
 from colddiff.config import OptimiserConfig
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """``auto`` -> cuda where there is one, with its float32 made exact.
+
+    Of several GPUs the node's ranks take one each; where Slurm shows each rank only its own, that
+    is the only one there is.
 
     Raises:
         ValueError: for cuda where there is none.
@@ -24,7 +28,9 @@ def resolve_device(name: str) -> torch.device:
     # uses it in convolutions; who wants speed takes bfloat16, behind a float32 first block.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
@@ -45,10 +51,18 @@ def build_optimiser(config: OptimiserConfig, module: torch.nn.Module) -> torch.o
 
 @dataclass
 class Interval:
-    """Sums on the device since the last journal record (float64 ``loss, gradient norm``)."""
+    """A rank's sums on the device since the last record (float64 ``loss, gradient norm``)."""
 
     sums: Tensor
     steps: int = 0
+
+    @classmethod
+    def resumed(cls, sums: Tensor, steps: int, rank: int, world_size: int) -> Self:
+        """From the sums of all ranks that saved them, ``n 2``: its own, or of other ranks the mean.
+
+        So the mean over the ranks is the same whatever their number now.
+        """
+        return cls(sums[rank].clone() if len(sums) == world_size else sums.mean(0), steps)
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """No host synchronisation here."""

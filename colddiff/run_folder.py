@@ -9,7 +9,7 @@ from typing import Literal
 
 from colddiff.config import RunConfig
 from colddiff.files import read_json, write_atomic, write_json
-from colddiff.machine import attempt, git
+from colddiff.machine import attempt, git_diff
 
 State = Literal["running", "finished", "interrupted", "failed"]
 
@@ -139,6 +139,7 @@ class RunFolder:
         resumed_from_step: int,
         data_sha256: str,
         data_samples: int,
+        world_size: int = 1,
     ) -> None:
         """Append this process to ``environment.json``; keep the diff of a dirty working tree.
 
@@ -153,9 +154,13 @@ class RunFolder:
                 "delete the run folder to start it again"
             )
         record |= {"data_sha256": data_sha256, "data_samples": data_samples}
-        this = {"threads": threads, "resumed_from_step": resumed_from_step}
+        this = {
+            "threads": threads,
+            "world_size": world_size,
+            "resumed_from_step": resumed_from_step,
+        }
         record["attempts"].append(attempt(device) | this)
         write_json(self.environment, record)
-        difference = git("diff", "--no-color", "--no-ext-diff", "HEAD")
+        difference = git_diff()
         if difference:
             write_atomic(self.path / "environment.diff", difference)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import sys
 import typing
 from collections.abc import Iterable
 from dataclasses import field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 Node = TypeVar("Node")
 
@@ -30,7 +31,7 @@ class Checked:
     SECTION = ""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(cast(Any, type(self)))
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             name = f"{self.SECTION}.{item.name}".lstrip(".")
             value, hint = getattr(self, item.name), hints[item.name]
@@ -71,7 +72,7 @@ def build(cls: type[Node], values: Any, path: str = "") -> Node:
     """
     if not isinstance(values, dict):
         raise ValueError(f"{path or 'configuration'} = {values!r} must be an object")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cast(Any, cls))  # mypy takes types for unhashable
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
@@ -79,10 +80,15 @@ def build(cls: type[Node], values: Any, path: str = "") -> Node:
         if name not in names:
             raise ValueError(f"unknown field {dotted!r}.{closest(name, names)}")
         if dataclasses.is_dataclass(hints[name]):
-            arguments[name] = build(typing.cast(type[Any], hints[name]), value, dotted)
+            arguments[name] = build(cast(type[Any], hints[name]), value, dotted)
         else:
             arguments[name] = tuple(value) if isinstance(value, list) else value
     return cls(**arguments)
+
+
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

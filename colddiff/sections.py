@@ -216,7 +216,8 @@ class TrainingConfig(Checked):
     steps: int = 700_000
     """Optimiser steps, at least 1."""
     batch_size: int = 32
-    """Images a micro-batch on each rank, at least 1."""
+    """Images a micro-batch, at least 1. Several ranks share them equally: their number, which must
+    divide this, changes the time a run takes and not what it computes."""
     accumulation: int = 2
     """Micro-batches an optimiser step, at least 1."""
     seed: int = 0

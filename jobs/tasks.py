@@ -9,19 +9,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import submitit
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from colddiff.config import EvaluationConfig, GenerationConfig
-from colddiff.interruption import Interrupted
+from colddiff.files import write_json
+from colddiff.interruption import Interrupted, StopRequest
+from colddiff.ranks import Ranks
 from colddiff.run_folder import RunFolder
+from colddiff.schema import build
+from jobs import environment
 
 log = logging.getLogger("colddiff.jobs")
+REQUEUED_CLAIM_S = 150.0
+"""A lost node's lock on a network file system outlives it by a lease of up to 90 s."""
 
 
 class AlreadyRunningError(RuntimeError):
@@ -32,24 +40,61 @@ class AlreadyRunningError(RuntimeError):
 class Task:
     """Something to do for one run, tracked while it is done."""
 
+    kind: ClassVar[str] = ""
+
     folder: str
-    tracking_uri: str
-    experiment: str
+    """The run folder, absolute."""
+    tracking_uri: str = ""
+    """Empty: the record stays in the folder, for ``launch.py sync`` to send."""
+    experiment: str = "colddiff"
     progress: bool = False
 
     def __call__(self) -> str:
-        """The path of what was made; raises ``Interrupted`` after a save where a signal asked."""
-        folder = RunFolder.find(Path(self.folder))
-        with claim(folder), self.tracked(folder):
-            return self.work(folder)
+        """The path of what was made.
 
-    def work(self, folder: RunFolder) -> str:
-        """What subclasses do."""
+        On a cluster a signal ends the process as the scheduler expects it, see
+        :func:`jobs.environment.leave`; elsewhere it raises ``Interrupted``, after a save.
+        """
+        environment.set_up_logging()
+        with StopRequest() as stop:
+            ranks = environment.ranks()
+            folder = RunFolder.find(Path(self.folder))
+            if environment.in_submitit():  # its log goes on over requeues: a new attempt starts
+                log.info("%s %s", self.kind, folder.path.name)
+            try:
+                if not ranks.is_main:
+                    return self.assist(folder, stop, ranks)
+                with claim(folder, REQUEUED_CLAIM_S if environment.restarts() else 5.0):
+                    self.introduce(folder)
+                    with self.tracked(folder, stop):
+                        return self.work(folder, stop, ranks)
+            except Interrupted as interruption:
+                environment.leave(stop, interruption.signum)  # comes back outside a cluster
+                raise
+
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+        return Path(self.folder).name
+
+    def work(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
+        """What subclasses do on rank 0."""
         raise NotImplementedError
 
+    def assist(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
+        """What the other ranks do."""
+        return self.folder
+
+    def introduce(self, folder: RunFolder) -> None:
+        """Say which process works on the run, for ``status`` and ``cancel``; true while locked."""
+        write_json(folder.path / "process.json", environment.process() | {"kind": self.kind})
+
     @contextlib.contextmanager
-    def tracked(self, folder: RunFolder) -> Iterator[None]:
+    def tracked(self, folder: RunFolder, stop: StopRequest) -> Iterator[None]:
         """Send the run folder's record to MLflow in the background, and its rest at the end."""
+        if not self.tracking_uri:
+            yield
+            return
         from colddiff.tracking import BackgroundSync
 
         sync = BackgroundSync(folder.path, self.tracking_uri, self.experiment)
@@ -57,39 +102,52 @@ class Task:
         try:
             yield
         finally:
-            sync.stop()
+            sync.stop(environment.seconds_to_leave(stop.signum))
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit requeues: the same task. The state is on disk already."""
         return submitit.helpers.DelayedSubmission(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; :func:`from_dict` reads them back."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
 class TrainTask(Task):
     """Train a run to its end from wherever it stands, then evaluate it."""
 
+    kind: ClassVar[str] = "train"
+
     evaluate: bool = True
 
-    def work(self, folder: RunFolder) -> str:
+    def work(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
         """The run folder's path."""
+        self.assist(folder, stop, ranks)
+        if not self.evaluate:
+            return self.folder
+        return _evaluate(folder, self.progress, folder.config.evaluation, stop)
+
+    def assist(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
+        """Every rank's part of the training."""
         from colddiff.training import train
 
         if not folder.is_trained:
-            train(folder, progress=self.progress)
-        if not self.evaluate:
-            return self.folder
-        return _evaluate(folder, self.progress, folder.config.evaluation)
+            train(folder, ranks=ranks, stop=stop, progress=self.progress)
+        return self.folder
 
 
 @dataclass(frozen=True)
 class EvaluateTask(Task):
     """Measure a trained run; its configuration then has these settings."""
 
+    kind: ClassVar[str] = "evaluate"
+
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    def work(self, folder: RunFolder) -> str:
+    def work(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
         """The run folder's path."""
-        made = _evaluate(folder, self.progress, self.evaluation)
+        made = _evaluate(folder, self.progress, self.evaluation, stop)
         folder.update(dataclasses.replace(folder.config, evaluation=self.evaluation))
         return made
 
@@ -98,45 +156,73 @@ class EvaluateTask(Task):
 class GenerateTask(Task):
     """Generate images from a trained run."""
 
+    kind: ClassVar[str] = "generate"
+
     settings: GenerationConfig = GenerationConfig()
 
-    def work(self, folder: RunFolder) -> str:
+    def work(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
         """The array file's path."""
         from colddiff.generation import generate
         from colddiff.optimisation import resolve_device
 
         device = resolve_device(folder.config.training.device)
-        return str(generate(folder, self.settings, device, progress=self.progress))
+        with stop.immediate(folder.config.training.steps):
+            return str(generate(folder, self.settings, device, progress=self.progress))
 
 
 @dataclass(frozen=True)
-class TaskList:
-    """Several tasks, one after the other; a failed one does not stop the others."""
+class ReportTask:
+    """The paper's table and figure of an experiment, from MLflow."""
 
-    tasks: tuple[Callable[[], str], ...]
+    kind: ClassVar[str] = "report"
 
-    def __call__(self) -> list[str]:
-        """What each task made; raises ``RuntimeError`` with the number of failures."""
-        logging.basicConfig(format="%(asctime)s %(message)s")
-        logging.getLogger("colddiff").setLevel(logging.INFO)
-        made, failed = [], 0
-        for task in self.tasks:
-            try:
-                made.append(task())
-            except Interrupted:
-                raise
-            except AlreadyRunningError as error:
-                log.info("%s; left to it", error)  # launched twice: the other one does it
-            except Exception:  # noqa: BLE001  # one run's failure must not take the others along
-                log.exception("%s failed", task)
-                failed += 1
-        if failed:
-            raise RuntimeError(f"{failed} of {len(self.tasks)} tasks failed: see above")
-        return made
+    run: str
+    """What the ledger calls it."""
+    tracking_uri: str
+    experiment: str
+    preset: str
+    """Only runs of this preset."""
+    out: str
+    """Folder for the results."""
+
+    def __call__(self) -> str:
+        """The results' folder; raises ``CalledProcessError`` where one cannot be made."""
+        environment.set_up_logging()
+        if not environment.ranks().is_main:
+            return self.out
+        for module in ("analysis.table1", "analysis.figure3"):
+            # As processes: jobs know nothing of what analyses them.
+            options = {
+                "--experiment": self.experiment,
+                "--preset": self.preset,
+                "--tracking-uri": self.tracking_uri,
+                "--out": self.out,
+            }
+            words = [word for option in options.items() for word in option]
+            subprocess.run([sys.executable, "-m", module, *words], check=True)
+        return self.out
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """The same list: finished runs are found finished."""
+        """What submitit requeues: the same again."""
         return submitit.helpers.DelayedSubmission(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; :func:`from_dict` reads them back."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+AnyTask = Task | ReportTask
+
+
+def from_dict(values: dict[str, Any]) -> AnyTask:
+    """The task of :meth:`Task.to_dict`; raises ``ValueError`` for what is none."""
+    kinds: dict[str, type[AnyTask]] = {
+        each.kind: each for each in (TrainTask, EvaluateTask, GenerateTask, ReportTask)
+    }
+    kind = values.get("kind")
+    if kind not in kinds:
+        raise ValueError(f"task kind {kind!r} is none of {', '.join(kinds)}")
+    return build(kinds[kind], {name: value for name, value in values.items() if name != "kind"})
 
 
 def claim(folder: RunFolder, timeout_s: float = 5.0) -> AcquireReturnProxy[Any]:
@@ -167,7 +253,9 @@ def is_claimed(folder: RunFolder) -> bool:
         return True
 
 
-def _evaluate(folder: RunFolder, progress: bool, settings: EvaluationConfig) -> str:
+def _evaluate(
+    folder: RunFolder, progress: bool, settings: EvaluationConfig, stop: StopRequest
+) -> str:
     from colddiff.evaluation import evaluate, is_evaluated
     from colddiff.optimisation import resolve_device
 
@@ -176,5 +264,6 @@ def _evaluate(folder: RunFolder, progress: bool, settings: EvaluationConfig) -> 
     else:
         log.info("evaluating %s", folder.path.name)
         device = resolve_device(folder.config.training.device)
-        evaluate(folder, settings, device, progress=progress)
+        with stop.immediate(folder.config.training.steps):
+            evaluate(folder, settings, device, progress=progress)
     return str(folder.path)

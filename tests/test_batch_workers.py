@@ -53,7 +53,7 @@ def workers() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
-def wait_for_end(pids: set[int], seconds: float = 20) -> None:
+def wait_for_end(pids: set[int], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while any(psutil.pid_exists(pid) for pid in pids):
         assert time.monotonic() < deadline, "the loader's workers outlive the iterator"
@@ -88,7 +88,7 @@ def test_workers_ignore_the_signals_of_slurm_and_end_with_the_stream(
 ) -> None:
     before = workers()
     stream = batches(on_disk, faces(face_root), Order(13, 2, seed=0), 0, CPU, 2)
-    next(stream)
+    next(stream), next(stream)  # one from each worker: both are at work
     started = workers() - before
     assert len(started) == 2
     for pid in started:

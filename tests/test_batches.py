@@ -65,16 +65,22 @@ def test_a_late_batch_is_found_at_once() -> None:
     assert time.perf_counter() - start < 1
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_the_global_batch_in_order(world: int) -> None:
-    whole = Order(23, 4 * world, seed=5)
-    ranks = [Order(23, 4, seed=5, rank=rank, world_size=world) for rank in range(world)]
-    drawn = torch.arange(100, 100 + 4 * world)
-    assert all(rank.global_size == whole.global_size == 4 * world for rank in ranks)
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_ranks_share_the_batch_in_order(world: int) -> None:
+    whole = Order(23, 12, seed=5)
+    ranks = [Order(23, 12, seed=5, rank=rank, world_size=world) for rank in range(world)]
+    drawn = torch.arange(100, 112)
+    assert [rank.size for rank in ranks] == [12 // world] * world
     assert torch.equal(torch.cat([rank.share(drawn) for rank in ranks]), drawn)
     for k in range(12):
-        parts = torch.cat([rank.indices(k) for rank in ranks])
-        assert torch.equal(parts, whole.indices(k))
+        parts = [rank.indices(k) for rank in ranks]
+        assert all(len(part) == 12 // world for part in parts)
+        assert torch.equal(torch.cat(parts), whole.indices(k))
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"training.batch_size = 8 .* world size 3.*multiple of 3"):
+        Order(23, 8, seed=5, rank=2, world_size=3).indices(0)
 
 
 @pytest.mark.parametrize("config", [AUGMENTED, DataConfig(image_size=35)])
@@ -95,7 +101,7 @@ def test_ranks_together_see_what_one_process_sees(square_images: TensorImages) -
     """Crops and flips included."""
     whole = batches(square_images, AUGMENTED, Order(23, 8, 2), 3, CPU, 0)
     ranks = [
-        batches(square_images, AUGMENTED, Order(23, 4, 2, rank=rank, world_size=2), 3, CPU, 0)
+        batches(square_images, AUGMENTED, Order(23, 8, 2, rank=rank, world_size=2), 3, CPU, 0)
         for rank in range(2)
     ]
     for _ in range(7):

@@ -23,7 +23,7 @@ from colddiff.presets import labelled, preset
 from colddiff.run_folder import RunFolder
 from jobs.launch import base_config, main
 from jobs.status import find_runs, row
-from jobs.tasks import AlreadyRunningError, TaskList, claim, is_claimed
+from jobs.tasks import AlreadyRunningError, claim, is_claimed
 
 ROOT = Path(__file__).parent.parent
 Launch = Callable[..., int]
@@ -42,6 +42,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def the_run(place: Path) -> RunFolder:
     (folder,) = find_runs(place / "runs", ())
     return folder
+
+
+def found(said: str, name: str) -> str:
+    """What a launch's table says it found of a run."""
+    (line,) = [line for line in said.splitlines() if line.startswith(f"{name}  ")]
+    return line.removeprefix(name).split(maxsplit=1)[1]
 
 
 def train(*extra: str) -> int:
@@ -110,7 +116,7 @@ def test_train_evaluate_and_a_second_run(place: Path, capfd: pytest.CaptureFixtu
     assert folder.is_trained and folder.evaluation.exists()
     assert row(folder).state == "evaluated"
     said = capfd.readouterr().out
-    assert f"{folder.path.name}: new" in said and "mlflow ui --backend-store-uri" in said
+    assert found(said, folder.path.name) == "new" and "mlflow ui --backend-store-uri" in said
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     experiment = client.get_experiment_by_name("colddiff")
     assert experiment is not None
@@ -128,7 +134,7 @@ def test_train_evaluate_and_a_second_run(place: Path, capfd: pytest.CaptureFixtu
     assert {"config.json", "evaluation.json", "ema.safetensors", "samples"} <= names
     before = folder.journal.read_bytes(), folder.evaluation.read_bytes()
     assert train() == 0
-    assert f"{folder.path.name}: complete" in capfd.readouterr().out
+    assert found(capfd.readouterr().out, folder.path.name) == "complete"
     assert (folder.journal.read_bytes(), folder.evaluation.read_bytes()) == before
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
@@ -214,7 +220,7 @@ def test_sync_settles_runs_whose_process_is_gone(
 
 def test_dry_run_makes_nothing(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train("--dry-run", "--seeds", "1", "2") == 0
-    assert capfd.readouterr().out.count(": new") == 2
+    assert capfd.readouterr().out.count("  train  new") == 2
     assert sorted(path.name for path in place.iterdir()) == ["tiny.json"]
 
 
@@ -239,7 +245,7 @@ def test_a_run_that_somebody_works_on_is_left_alone(
     with pytest.raises(AlreadyRunningError, match="another process"):
         claim(folder, timeout_s=0.1)
     assert train() == 0
-    assert f"{folder.path.name}: running" in capfd.readouterr().out
+    assert found(capfd.readouterr().out, folder.path.name) == "running"
     assert not folder.journal.exists()
     holder.kill()  # a lock dies with its process
     holder.communicate()
@@ -252,7 +258,7 @@ def test_status_tells_a_run_whose_process_is_gone(place: Path) -> None:
     assert row(folder).state == "new"
     folder.write_status("running", 5, 12)
     assert row(folder).state == "interrupted"
-    assert row(folder).cells()[2] == "5/12"
+    assert "5/12" in row(folder).cells()
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_does(place: Path) -> None:
@@ -283,6 +289,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_does(place: Path) -
     short = replaced(config, "training", steps=config.training.steps)
     assert short.run_id == config.run_id  # the same command means the same run
     process = subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and the_run(place).status() == status:
         time.sleep(0.02)
     time.sleep(0.3)
@@ -292,35 +299,23 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_does(place: Path) -
     assert [a["resumed_from_step"] for a in attempts] == [0, status.step]
 
 
-def test_local_jobs_go_on_in_the_background_one_after_the_other(place: Path) -> None:
-    assert main(["train", "--config", "tiny.json", "--seeds", "0", "1"]) == 0
+def test_local_jobs_go_on_in_the_background_one_after_the_other(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--config", "tiny.json", "--seeds", "0", "1"]
+    assert main(words) == 0
     folders = find_runs(place / "runs", ())
     assert len(folders) == 2
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not all(f.evaluation.exists() for f in folders):
-        time.sleep(0.1)
-    while time.monotonic() < deadline and not list((place / "runs/jobs").glob("*result.pkl")):
-        time.sleep(0.1)
+    capfd.readouterr()
+    assert main([*words, "--wait"]) == 0  # which finds them queued or running, and follows
+    assert "new" not in capfd.readouterr().out
     assert [row(folder).state for folder in folders] == ["evaluated", "evaluated"]
     first, second = (f.status() for f in folders)
     assert first is not None and second is not None
-    starts = [json.loads(f.environment.read_text())["attempts"][0]["started_ms"] for f in folders]
+    attempts = [json.loads(f.environment.read_text())["attempts"] for f in folders]
+    assert [len(each) for each in attempts] == [1, 1]
+    starts = [each[0]["started_ms"] for each in attempts]
     assert starts[1] > first.updated_ms or starts[0] > second.updated_ms
-
-
-def test_one_failed_task_does_not_stop_the_others() -> None:
-    done: list[str] = []
-
-    def fails() -> str:
-        raise ValueError("broken")
-
-    def works() -> str:
-        done.append("worked")
-        return "made"
-
-    with pytest.raises(RuntimeError, match="1 of 2 tasks failed"):
-        TaskList((fails, works))()
-    assert done == ["worked"]
 
 
 def test_status_shows_rate_and_time_left_of_a_running_run(place: Path) -> None:
@@ -336,4 +331,4 @@ def test_status_shows_rate_and_time_left_of_a_running_run(place: Path) -> None:
         shown = row(folder)
     assert shown.state == "running"
     assert shown.seconds_left == pytest.approx(8 * 8 / 0.5)
-    assert shown.cells()[3:5] == ("0", "2min")
+    assert shown.cells()[4:6] == ("0", "2min")

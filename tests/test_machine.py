@@ -21,6 +21,8 @@ from colddiff.run_folder import RunFolder
 
 def test_an_attempt_says_what_ran_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "jobs/launch.py", "train"])
     value = attempt("cuda")
     value["packages"]["torch"] = value["packages"]["torch"].split("+")[0]
     assert value["packages"] == {
@@ -30,11 +32,30 @@ def test_an_attempt_says_what_ran_where(monkeypatch: pytest.MonkeyPatch) -> None
     assert value["device"] == "cuda"
     assert value["python"] == ".".join(map(str, sys.version_info[:3]))
     assert value["host"] == os.uname().nodename
-    assert "pytest" in value["command"]
+    assert value["command"] == "python jobs/launch.py train"
     assert abs(value["started_ms"] / 1000 - time.time()) < 60
     assert value["cores"] == os.cpu_count()
     assert isinstance(value["processor"], str)
+    assert "code" not in value
     json.dumps(value)
+
+
+def test_an_attempt_on_slurm_says_which_job_and_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {
+        "SLURM_JOB_ID": "12",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_NTASKS": "4",
+        "SLURMD_NODENAME": "c1",
+    }
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+    assert attempt("cpu")["slurm"] == {}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    expected = {"job_id": "12", "job_num_nodes": "2", "ntasks": "4", "slurmd_nodename": "c1"}
+    assert attempt("cpu")["slurm"] == expected
+    # Several nodes of a test cluster are one host, and a site's names for nodes are Slurm's.
+    assert attempt("cpu")["host"] == "c1"
 
 
 def test_processor_is_the_platforms_word_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +126,29 @@ def test_a_clean_tree(folder: RunFolder, repository: Path) -> None:
     assert value["git_sha"] == git(repository, "rev-parse", "HEAD").strip()
     assert value["git_dirty"] is False
     assert not (folder.path / "environment.diff").exists()
+
+
+def test_a_repository_around_the_code_is_not_its_own(repository: Path) -> None:
+    """The package may be installed into an ignored environment of another project."""
+    git(repository, "rm", "-r", "--quiet", "--cached", "colddiff")
+    (repository / ".gitignore").write_text("/colddiff/\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "no code of ours")
+    (repository / "notes.txt").write_text("edited")
+    assert (machine.git_sha(), machine.git_dirty(), machine.git_diff()) == ("", False, "")
+
+
+def test_a_snapshot_reports_what_it_was_made_of(repository: Path) -> None:
+    (repository / "notes.txt").write_text("edited")
+    assert machine.git_dirty()
+    said = {"git_sha": "abc", "git_dirty": False, "diff": "", "digest": "0123"}
+    (repository / "code.json").write_text(json.dumps(said))
+    value = attempt("cpu")
+    assert (value["git_sha"], value["git_dirty"], value["code"]) == ("abc", False, "0123")
+    assert machine.git_diff() == ""
+    said |= {"git_dirty": True, "diff": "--- a\n"}
+    (repository / "code.json").write_text(json.dumps(said))
+    assert (machine.git_dirty(), machine.git_diff()) == (True, "--- a\n")
 
 
 def test_the_diff_of_a_dirty_tree_can_be_applied(folder: RunFolder, repository: Path) -> None:

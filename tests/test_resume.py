@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_comparison import assert_identical
 from tiny import tiny
 
 from colddiff.checkpoint import load_checkpoint
@@ -71,30 +72,6 @@ def kill_at(folder: RunFolder, step: int, signum: signal.Signals) -> int:
         time.sleep(0.002)
     process.communicate(timeout=120)
     return process.returncode
-
-
-def essence(folder: RunFolder) -> list[tuple[int, dict[str, float]]]:
-    """The journal without clocks: steps and what was computed, in order."""
-    records, _ = read_records(folder.journal)
-    return [
-        (r.step, {k: v for k, v in r.metrics.items() if not k.startswith(("speed/", "system/"))})
-        for r in records
-    ]
-
-
-def assert_identical(a: RunFolder, b: RunFolder) -> None:
-    assert a.weights.read_bytes() == b.weights.read_bytes()
-    left, right = load_checkpoint(a.checkpoints, CPU), load_checkpoint(b.checkpoints, CPU)
-    assert left is not None and right is not None
-    assert left["step"] == right["step"] == STEPS
-    for part in ("model", "average"):
-        assert left[part].keys() == right[part].keys()
-        for name in left[part]:
-            assert torch.equal(left[part][name], right[part][name]), name
-    for index, slots in left["optimiser"]["state"].items():
-        for name, value in slots.items():
-            assert torch.equal(value, right["optimiser"]["state"][index][name]), (index, name)
-    assert essence(a) == essence(b)
 
 
 def test_kill_9_at_random_steps_changes_nothing(tmp_path: Path, uninterrupted: RunFolder) -> None:

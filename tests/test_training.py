@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import replaced, tiny
 
+from colddiff.batches import batches, to_batch
 from colddiff.checkpoint import checkpoints, load_checkpoint
 from colddiff.config import OptimiserConfig, RunConfig
 from colddiff.data import load_images, split_validation
@@ -17,13 +18,11 @@ from colddiff.files import write_json
 from colddiff.interruption import Interrupted
 from colddiff.journal import read_records
 from colddiff.metrics import rmse, ssim
-from colddiff.optimisation import learning_rate, resolve_device
+from colddiff.optimisation import Interval, learning_rate, resolve_device
+from colddiff.ranks import ALONE, Group
 from colddiff.run_folder import RunFolder
-from colddiff.training import (
-    NonFiniteError,
-    Trainer,
-    train,
-)
+from colddiff.trainer import NonFiniteError, Trainer
+from colddiff.training import train
 
 
 class StopAt:
@@ -39,7 +38,11 @@ class StopAt:
 
 
 def new_trainer(tmp_path: Path, config: RunConfig) -> Trainer:
-    return Trainer(RunFolder.create(tmp_path, config), config)
+    return resumed(RunFolder.create(tmp_path, config))
+
+
+def resumed(folder: RunFolder) -> Trainer:
+    return Trainer(folder, folder.config, Group(ALONE, torch.device("cpu")))
 
 
 def test_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
@@ -87,13 +90,9 @@ def test_accumulation_is_the_gradient_of_the_large_batch(tmp_path: Path) -> None
 
 
 def train_steps(trainer: Trainer, steps: int) -> None:
-    from colddiff.batches import Order, batches
-
-    settings = trainer.config.training
-    order = Order(len(trainer.images), settings.batch_size, settings.seed)
-    stream = batches(trainer.images, trainer.config.data, order, 0, trainer.device, 0)
+    stream = batches(trainer.images, trainer.config.data, trainer.order, 0, trainer.device, 0)
     for _ in range(steps):
-        trainer.train_step(stream, order)
+        trainer.train_step(stream)
 
 
 def test_clipping_bounds_the_update_and_records_the_norm_before_it(tmp_path: Path) -> None:
@@ -150,10 +149,8 @@ def test_validation_measures_the_averaged_weights_on_images_kept_back(tmp_path: 
     config = tiny(steps=10)
     folder = RunFolder.create(tmp_path, config)
     train(folder)
-    trainer = Trainer(folder, config)  # resumes at the end
+    trainer = resumed(folder)  # at the end
     assert trainer.validation is not None
-    from colddiff.batches import to_batch
-
     x0 = to_batch(trainer.validation.pixels, config.data)
     with torch.no_grad():
         xT = trainer.degradation.terminal(x0)
@@ -161,6 +158,7 @@ def test_validation_measures_the_averaged_weights_on_images_kept_back(tmp_path: 
     last = read_records(folder.journal)[0][-1].metrics
     assert last["validation/rmse"] == pytest.approx(rmse(x0_hat, x0), rel=1e-5)
     assert last["validation/ssim"] == pytest.approx(ssim(x0_hat, x0), rel=1e-4)
+    assert trainer.journal is not None
     trainer.journal.close()
 
 
@@ -245,6 +243,17 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(
     monkeypatch.undo()
     train(folder)
     assert folder.is_trained
+
+
+def test_ranks_resume_their_own_sums_and_another_number_of_ranks_the_mean() -> None:
+    sums = torch.tensor([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]], dtype=torch.float64)
+    own = [Interval.resumed(sums, 5, rank, 3) for rank in range(3)]
+    assert [interval.sums.tolist() for interval in own] == sums.tolist()
+    fewer = [Interval.resumed(sums, 5, rank, 2) for rank in range(2)]
+    assert [interval.sums.tolist() for interval in fewer] == [[3.0, 30.0]] * 2
+    assert {interval.steps for interval in own + fewer} == {5}
+    own[0].add(torch.tensor(1.0), torch.tensor(1.0))
+    assert own[0].sums.tolist() == [2.0, 11.0] and sums[0, 0] == 1
 
 
 def test_report_may_stop_the_run(tmp_path: Path) -> None:

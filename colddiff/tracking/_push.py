@@ -294,7 +294,7 @@ class _TrackedRun:
 
     def _upload(self, path: Path, name: str) -> None:
         target = str(Path(name).parent) if "/" in name else None
-        if path.suffix in (".json", ".diff"):
+        if path.suffix in (".json", ".diff", ".sh"):
             text = path.read_text(errors="replace")
             if mask_secrets(text) != text:
                 with tempfile.TemporaryDirectory() as scratch:

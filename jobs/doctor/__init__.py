@@ -1,0 +1,1 @@
+"""The preflight: what would go wrong with jobs here."""

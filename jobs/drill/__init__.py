@@ -1,0 +1,1 @@
+"""The drill: a tiny run is interrupted on purpose, and must not differ."""

@@ -1,0 +1,1 @@
+"""The queue of one machine: background jobs, one on each GPU."""

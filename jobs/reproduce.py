@@ -1,0 +1,148 @@
+"""Train, evaluate, table and figure: one command, one chain of jobs that ends together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from colddiff.config import RunConfig
+from colddiff.run_folder import RunFolder
+from jobs.cluster import Submitted
+from jobs.ledger import Ledger
+from jobs.options import say, table
+from jobs.planning import Planned, plan
+from jobs.states import Job, living_jobs
+from jobs.tasks import EvaluateTask, ReportTask, TrainTask
+from jobs.work import Seeded
+
+
+@dataclass(frozen=True)
+class Reproduce(Seeded):
+    """Train runs, evaluate them, and make the paper's table and figure of them.
+
+    On Slurm three jobs wait for each other: each run is evaluated when it is trained, and the table
+    is made when all are evaluated. What can no longer run, because something before it failed, is
+    taken out of the queue. --preset NAME or --config FILE as for train.
+    """
+
+    out: Path = Path("reports/reproduce")
+    """Folder for the table and the figure."""
+
+    def __call__(self) -> int:
+        """Submit the chain, without what is done already."""
+        if self.offline:
+            raise ValueError("--offline: table and figure are made from MLflow; leave it out")
+        configs = self.configs()
+        known = {config.run_id: config for config in configs}
+        slurm = self.cluster == "slurm"
+        training = [
+            TrainTask(folder, self.uri, self.experiment, evaluate=not slurm)
+            for folder in self.folders(configs)
+        ]
+        report = ReportTask(
+            run=f"report-{self.experiment}-{configs[0].preset}",
+            tracking_uri=self.uri,
+            experiment=self.experiment,
+            preset=configs[0].preset,
+            out=str(self.out.absolute()),
+        )
+        return (
+            self._chain(training, report, known) if slurm else self._here(training, report, known)
+        )
+
+    def _here(
+        self, training: Sequence[TrainTask], report: ReportTask, known: Mapping[str, RunConfig]
+    ) -> int:
+        """On one machine: wait for the runs, then make the report in this process."""
+        follows = dataclasses.replace(self, wait=self.cluster == "local" and not self.dry_run)
+        code = follows.launch(training, configs=known)
+        if code or self.dry_run:
+            return code
+        say(f"done: {report()}")
+        return 0
+
+    def _chain(
+        self, training: Sequence[TrainTask], report: ReportTask, known: Mapping[str, RunConfig]
+    ) -> int:
+        profile = self.slurm_profile()
+        self.refuse_shared_sqlite(len(training), profile)
+        if self.dry_run:
+            say("each run is evaluated after its training; then comes the report")
+            return self.launch(training, configs=known)
+        with Ledger(self.runs).launching():
+            with self.tolerated():
+                self.initialise()
+            names = [task.run for task in training]
+            living = living_jobs(self.runs, [*names, report.run])
+            trained = plan(training, living, known)
+            submitted = self.submit(trained, profile)
+            waits = {job.entry.run: job for job in living.values() if job.entry.kind == "train"}
+            evaluated = [self._evaluation(task, living, known) for task in training]
+            single = dataclasses.replace(profile, nodes=1, gpus=min(1, profile.gpus))
+            for dependency, part in _by_dependency(evaluated, submitted, waits).items():
+                submitted |= self.submit(part, single, dependency)
+            ends = _afterok(evaluated, submitted, living)
+            last = plan([report], living)
+            submitted |= self.submit(last, single, ends)
+        planned = [*trained, *evaluated, *last]
+        say(table(planned, submitted))
+        self.say_where()
+        say(f"table and figure: {report.out}")
+        return self.followed(planned) if self.wait else 0
+
+    def _evaluation(
+        self, task: TrainTask, living: Mapping[tuple[str, str], Job], known: Mapping[str, RunConfig]
+    ) -> Planned:
+        from colddiff.evaluation import is_evaluated
+
+        settings = known[task.run].evaluation
+        wanted = EvaluateTask(task.folder, self.uri, self.experiment, evaluation=settings)
+        job = living.get((task.run, "evaluate"))
+        folder = RunFolder(Path(task.folder))
+        if job:
+            return Planned(wanted, str(job), wanted=False)
+        if folder.is_trained and is_evaluated(folder, settings):
+            return Planned(wanted, "complete", wanted=False)
+        return Planned(wanted, "trained" if folder.is_trained else "after training", wanted=True)
+
+
+def _by_dependency(
+    evaluated: Sequence[Planned],
+    submitted: Mapping[tuple[str, str], Submitted],
+    waits: Mapping[str, Job],
+) -> dict[str, list[Planned]]:
+    """Evaluations by what they wait for; of an array, in the order of its elements."""
+    groups: dict[str, list[Planned]] = {}
+    for each in evaluated:
+        if not each.wanted:
+            continue
+        job = submitted.get((each.task.run, "train"))
+        array, _, element = job.job_id.partition("_") if job else ("", "", "")
+        if element:
+            dependency = f"aftercorr:{array}"
+        elif job:
+            dependency = f"afterok:{job.job_id}"
+        elif each.task.run in waits:
+            dependency = f"afterok:{waits[each.task.run].entry.job_id}"
+        else:
+            dependency = ""
+        groups.setdefault(dependency, []).append(each)
+    return groups
+
+
+def _afterok(
+    evaluated: Sequence[Planned],
+    submitted: Mapping[tuple[str, str], Submitted],
+    living: Mapping[tuple[str, str], Job],
+) -> str:
+    """The dependency on every evaluation that is not done."""
+    ids = []
+    for each in evaluated:
+        key = (each.task.run, "evaluate")
+        if key in submitted:
+            ids.append(submitted[key].job_id.partition("_")[0])
+        elif key in living:
+            ids.append(living[key].entry.job_id)
+    return "afterok:" + ":".join(dict.fromkeys(ids)) if ids else ""

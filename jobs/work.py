@@ -1,0 +1,137 @@
+"""The commands that make something: train, evaluate, generate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, Suppress, arg
+
+from colddiff.config import EvaluationConfig, GenerationConfig, RunConfig
+from colddiff.presets import labelled, preset
+from colddiff.run_folder import RunFolder
+from jobs.options import Launch
+from jobs.status import find_trained
+from jobs.tasks import EvaluateTask, GenerateTask, TrainTask, is_claimed
+
+
+@dataclass(frozen=True)
+class Seeded(Launch):
+    """The runs of one configuration, one a seed."""
+
+    seeds: tuple[int, ...] = ()
+    """Seeds, a run each; training.seed by default."""
+    download: bool = False
+    """Download the data set where it is absent."""
+    run: Annotated[RunConfig, arg(name="")] = field(default_factory=lambda: preset("demo"))
+
+    def configs(self) -> list[RunConfig]:
+        """The runs; raises ``ValueError`` for what cannot run, before anything is made."""
+        from colddiff.data import load_images
+        from colddiff.optimisation import resolve_device
+
+        config = labelled(self.placed(self.run))
+        if self.cluster != "slurm":  # whose login nodes have other devices than its jobs
+            resolve_device(config.training.device)
+        load_images(config.data, "train", download=self.download)
+        return [
+            dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
+            for seed in dict.fromkeys(self.seeds or (config.training.seed,))
+        ]
+
+    def folders(self, configs: Sequence[RunConfig]) -> list[str]:
+        """Their folders' absolute paths; made, unless this is a dry run."""
+        if self.dry_run:
+            return [str((self.runs / config.run_id).absolute()) for config in configs]
+        return [str(RunFolder.create(self.runs, config).path.absolute()) for config in configs]
+
+
+@dataclass(frozen=True)
+class Train(Seeded):
+    """Train and evaluate runs, one a seed. A run that exists is resumed, or found complete.
+
+    --preset NAME or --config FILE gives the values that the other options override.
+    """
+
+    evaluate: bool = True
+    """Evaluate after training."""
+
+    def __call__(self) -> int:
+        """Submit what is not complete."""
+        configs = self.configs()
+        tasks = [
+            TrainTask(folder, self.jobs_uri, self.experiment, evaluate=self.evaluate)
+            for folder in self.folders(configs)
+        ]
+        code = self.launch(tasks, configs={config.run_id: config for config in configs})
+        if not (self.dry_run or self.offline):
+            self.send_finished([RunFolder(Path(task.folder)) for task in tasks])
+        return code
+
+    def send_finished(self, folders: Sequence[RunFolder]) -> None:
+        """Runs that were complete may be new to this tracking store, or changed since."""
+        from colddiff.tracking import push
+
+        with self.tolerated():
+            for folder in folders:
+                if folder.is_trained and not is_claimed(folder):
+                    push(folder.path, self.uri, self.experiment)
+
+
+@dataclass(frozen=True)
+class Evaluate(Launch):
+    """Measure trained runs: degraded, direct and sampled images against the originals."""
+
+    names: Positional[tuple[str, ...]] = ()
+    """Run folders, or (beginnings of) run names; all runs by default."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is given replaces the runs' own settings."""
+
+    given: Annotated[tuple[str, ...], Suppress] = ()
+    """The fields of ``evaluation`` that the command line names."""
+
+    def __call__(self) -> int:
+        """Evaluate what was not evaluated with these settings."""
+        changes = {name: getattr(self.evaluation, name) for name in self.given}
+        folders = find_trained(self.runs, self.names)
+        tasks = []
+        for folder in folders:
+            config = folder.config
+            settings = dataclasses.replace(config.evaluation, **changes)
+            dataclasses.replace(config, evaluation=settings)  # refuses levels that do not fit
+            path = str(folder.path.absolute())
+            tasks.append(EvaluateTask(path, self.jobs_uri, self.experiment, evaluation=settings))
+        if not self.dry_run:
+            for folder in folders:  # once all of them are good
+                folder.update(self.placed(folder.config))
+        return self.launch(tasks)
+
+
+@dataclass(frozen=True)
+class Generate(Launch):
+    """Generate images from trained runs."""
+
+    names: Positional[tuple[str, ...]] = ()
+    """Run folders, or (beginnings of) run names; all runs by default."""
+    generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
+
+    def __call__(self) -> int:
+        """Generate for every named run."""
+        from colddiff.levels import check_levels, parse_levels
+
+        folders = find_trained(self.runs, self.names)
+        if self.generation.levels:
+            for folder in folders:
+                levels = parse_levels(self.generation.levels)
+                check_levels(levels, folder.config.degradation.T)
+        tasks = []
+        for folder in folders:
+            if not self.dry_run:
+                folder.update(self.placed(folder.config))
+            path = str(folder.path.absolute())
+            settings = self.generation
+            tasks.append(GenerateTask(path, self.jobs_uri, self.experiment, settings=settings))
+        return self.launch(tasks)

@@ -1,0 +1,48 @@
+"""reproduce: train, evaluate, table and figure as one chain of Slurm jobs."""
+
+from __future__ import annotations
+
+from harness import Site, assert_tracked, config, wait_for
+from tiny import replaced
+
+from colddiff.run_folder import RunFolder
+
+
+def reproduce(site: Site, steps: int) -> str:
+    run = config(steps=steps)
+    (site.place / "run.json").write_text(run.to_json())
+    return site.launch(
+        "reproduce", "--config", "run.json", "--cluster", "slurm", "--profile", "site.toml",
+        "--seeds", "0", "1", "--experiment", site.experiment, "--out", "reports",
+    )  # fmt: skip
+
+
+def empty(site: Site) -> bool:
+    return not site.command("squeue", "-h").strip()
+
+
+def test_the_chain_ends_in_a_table_and_a_figure(site: Site) -> None:
+    reproduce(site, 150)
+    wait_for("the chain to end", lambda: empty(site), 400)
+    for seed in (0, 1):
+        folder = site.folder(replaced(config(steps=150), "training", seed=seed))
+        assert folder.evaluation.exists()
+        assert_tracked(folder, site)
+    table = (site.place / "reports" / "table1.md").read_text()
+    assert "RMSE" in table
+    assert (site.place / "reports" / "figure3.png").stat().st_size > 1000
+    again = reproduce(site, 150)
+    assert again.count("complete") == 4  # two trainings, two evaluations
+    wait_for("the second report", lambda: empty(site), 200)
+
+
+def test_a_failed_training_leaves_nothing_pending(site: Site) -> None:
+    broken = RunFolder.create(site.runs, replaced(config(steps=160), "training", seed=1))
+    broken.checkpoints.write_text("a file where a folder must be")
+    reproduce(site, 160)
+    wait_for("the chain to end", lambda: empty(site), 400)
+    good = site.folder(replaced(config(steps=160), "training", seed=0))
+    assert good.evaluation.exists()  # its own chain was not broken
+    assert not broken.evaluation.exists()
+    assert not (site.place / "reports" / "table1.md").exists()
+    assert "failed" in site.launch("status")
