@@ -42,7 +42,7 @@ def load_runs(
     """
     import pandas as pd
 
-    with _reading(uri) as client:
+    with reading(uri) as client:
         found = client.get_experiment_by_name(experiment)
         if found is None or found.lifecycle_stage != "active":
             raise AnalysisError(f"no experiment {experiment!r} {_existing(client)}")
@@ -106,7 +106,7 @@ def download(
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    with _reading(uri) as client:
+    with reading(uri) as client:
         parent = str(Path(artifact).parent)
         listed = client.list_artifacts(run_id, None if parent == "." else parent)
         if artifact not in [entry.path for entry in listed]:
@@ -204,7 +204,7 @@ def _existing(client: MlflowClient) -> str:
 
 
 @contextmanager
-def _reading(uri: str | None) -> Iterator[MlflowClient]:
+def reading(uri: str | None) -> Iterator[MlflowClient]:
     """A client whose failures come out as one :class:`AnalysisError`."""
     from colddiff.tracking import TrackingError, open_client, store_errors
     from colddiff.uris import sqlite_path
