@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SLURM_PACKAGES := munge mariadb-server slurm-client slurmctld slurmd slurmdbd
+SLURM_PACKAGES := munge mariadb-server slurm-client slurmctld slurmd slurmdbd postgresql
 
 .PHONY: help setup demo test lint typecheck unit test-slurm bench clean
 .DELETE_ON_ERROR:

@@ -110,11 +110,12 @@ def test_a_worker_names_the_unreadable_image(
     bad.write_bytes(b"junk")
     config = faces(tmp_path)
     images = load_images(config, "train")
+    before = workers()  # of other tests in this process, which may still be ending
     stream = batches(images, config, Order(3, 3, seed=0), 0, CPU, 1)
     with pytest.raises(ValueError, match=f"cannot read the image {bad}") as error:
         next(stream)
     traceback.clear_frames(error.tb)  # which hold the loader
-    wait_for_end(workers())
+    wait_for_end(workers() - before)
 
 
 FAILING = """
