@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 RECORDED = "colddiff.recorded"
 FINISHED = ("complete", "pruned")
 SAMPLED = ("rmse", "ssim", "fid_digits")
+SAME_INFORMATION = 0.005
+"""Linear estimates whose RMSE differ by no more than this, relatively, know the same."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Trial:
     levels: str
     """That its sampler visits, ``20-10-0``; empty for all."""
     values: tuple[float, ...] | None
+    linear_rmse: float | None = None
+    """Of a linear estimate from x_T: how much the schedule leaves. None where all leave alike."""
 
     @property
     def used(self) -> dict[str, Any]:
@@ -122,6 +126,25 @@ class Study:
         if single or reference is None:
             return self.ranked[0]
         return next(trial for trial in self.ranked if self._is_as_cheap(trial, reference))
+
+    @property
+    def best_at_equal_information(self) -> Trial | None:
+        """The best trial whose x_T tells a linear estimate no more than the reference's does.
+
+        None without a reference, or where schedules are not what is varied.
+        """
+        reference = self.reference
+        if reference is None or reference.linear_rmse is None:
+            return None
+        least = reference.linear_rmse * (1 - SAME_INFORMATION)
+        cheap = len(self.objectives) == 1
+        return next(
+            trial
+            for trial in self.ranked
+            if trial.linear_rmse is not None
+            and trial.linear_rmse >= least
+            and (cheap or self._is_as_cheap(trial, reference))
+        )
 
     def _is_as_cheap(self, trial: Trial, reference: Trial) -> bool:
         return all(
@@ -211,6 +234,7 @@ def _trial(values: Mapping[str, Any]) -> Trial:
         adjusted=values["user_attrs"].get("adjusted", {}),
         levels=values["levels"],
         values=None if numbers is None else tuple(numbers),
+        linear_rmse=values.get("linear_rmse"),
     )
 
 
@@ -229,6 +253,6 @@ def _find(experiment: str, name: str, uri: str | None) -> str:
     if RECORDED not in run.data.tags:
         raise AnalysisError(
             f"study {name!r} has no complete trial in MLflow yet; if it has some on disk, "
-            "`python sweeps/launch.py report` sends them"
+            "`python sweeps/launch.py sync` sends them"
         )
     return str(run.info.run_id)

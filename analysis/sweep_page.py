@@ -17,6 +17,12 @@ ADJUSTED = (
     "a → b: the study asked for a and the run has b, since no schedule with a blurs as much as the "
     "reference does."
 )
+LINEAR = (
+    "Linear RMSE at T: how well a linear (Wiener) estimate in float32 restores the training images "
+    "from x_T. All schedules leave an equal residual, but kernels that are nearly flat leave more "
+    "traces of fine detail in it. Lower means that more was left, and a network that restores more "
+    "has then been given more."
+)
 CAPTIONS = {
     "history": "Every trial's value, and the best so far. Triangles lie beyond the axis.",
     "pareto": "Quality against cost; numbers are those of the trials that none beats in both.",
@@ -32,6 +38,8 @@ def answer(study: Study) -> str:
     best, reference = study.best, study.reference
     several = len(study.objectives) > 1
     front = f" {_span(study)}" if several else ""
+    if (fair := study.best_at_equal_information) and fair.number != best.number:
+        front = f" {_at_equal_information(study, fair)}{front}"
     shown = _with_values(study, best)
     if reference is None:
         state = study.trials[0].state
@@ -48,6 +56,23 @@ def answer(study: Study) -> str:
     least = " of those that cost no more than the reference" if several else ""
     better = " and ".join(gains)
     return f"The best trial{least} is {shown}: {better} than the reference, {there}.{front}"
+
+
+def _at_equal_information(study: Study, fair: Trial) -> str:
+    """What is left of the result where the schedule may leave no more than the reference's."""
+    best, reference, objective = study.best, study.reference, study.objectives[0]
+    assert reference is not None, "what is equal is so to the reference"
+    left = (
+        f"It leaves more of the images at T, though: a linear estimate restores them to RMSE "
+        f"{best.linear_rmse:.3f}, from the reference's x_T to {reference.linear_rmse:.3f}."
+    )
+    gain = objective.gain(value(fair), value(reference))
+    if fair.number == reference.number or gain <= 0:
+        return f"{left} Of those that leave no more, none is better than the reference."
+    return (
+        f"{left} Of those that leave no more, the best is {_with_values(study, fair)}: {gain:.1%} "
+        "better."
+    )
 
 
 def _span(study: Study) -> str:
@@ -68,6 +93,8 @@ def to_markdown(
     parts.append(_table(study, ranked[:SHOWN]))
     if any(trial.adjusted for trial in study.measured):
         parts.append(ADJUSTED)
+    if any(trial.linear_rmse is not None for trial in study.measured):
+        parts.append(fill(LINEAR, 100))
     parts += _seeds(summary)
     parts += ["## To repeat it", _commands(study, out)]
     for name in figures:
@@ -114,7 +141,9 @@ def _table(study: Study, trials: Sequence[Trial]) -> str:
         shown.append(reference)
     what = f"{study.objectives[0].label}: " if len(study.objectives) > 1 else ""
     gain = [f"{what}better by"] if reference else []
+    left = any(trial.linear_rmse is not None for trial in shown)
     header = ["trial", "run", *(o.label for o in study.objectives), *gain, *study.parameters]
+    header += ["linear RMSE at T"] if left else []
     header += ["levels"] if study.settings["space"] == "levels" else []
     rows = []
     for trial in shown:
@@ -125,6 +154,7 @@ def _table(study: Study, trials: Sequence[Trial]) -> str:
             by = study.objectives[0].gain(value(trial), value(reference))
             row.append("" if trial is reference else f"{by:+.1%}".replace("-0.0", "0.0"))
         row += [_setting(trial, each) for each in study.parameters]
+        row += ["" if trial.linear_rmse is None else f"{trial.linear_rmse:.4f}"] if left else []
         rows.append([*row, trial.levels or "all"][: len(header)])
     return markdown_table(header, rows, words=2)
 

@@ -43,6 +43,7 @@ def summarise(study: Study) -> dict[str, Any]:
             "params": dict(trial.params),
             "adjusted": dict(trial.adjusted),
             "levels": trial.levels or "all",
+            "linear_rmse": trial.linear_rmse,
             "seeds": seeds_of(study, trial),
         }
 
@@ -62,6 +63,9 @@ def summarise(study: Study) -> dict[str, Any]:
         "failed": study.count("failed"),
         "reference": told(reference) if reference else None,
         "best": told(best),
+        "best_at_equal_information": told(fair)
+        if (fair := study.best_at_equal_information)
+        else None,
         "gain": gains,
         "front": list(study.front) if len(study.objectives) > 1 else None,
         "importances": study.importances,

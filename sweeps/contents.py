@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -15,7 +16,8 @@ from colddiff.config import RunConfig
 from colddiff.run_folder import RunFolder
 from colddiff.uris import mask_secrets
 from sweeps.objective import directions, value_names
-from sweeps.space import configured, visited
+from sweeps.space import SpaceName, configured, visited
+from sweeps.terminal import linear_rmse
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -205,6 +207,7 @@ def _trial(trial: FrozenTrial, config: StudyConfig) -> dict[str, Any]:
         "params": trial.params,
         "levels": _levels(trial, config),
         "values": values,
+        "linear_rmse": _linear_rmse(config.runs, trial.user_attrs.get("run"), config.space),
         "intermediate": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
         "user_attrs": trial.user_attrs,
         "started_ms": milliseconds(trial.datetime_start),
@@ -223,6 +226,21 @@ def _levels(trial: FrozenTrial, config: StudyConfig) -> str:
             return next(iter(config.base.evaluation.levels), "")
         case _:
             return ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _linear_rmse(runs: str, run: str | None, space: SpaceName) -> float | None:
+    """How much the schedule of a trial's run leaves, see :func:`sweeps.terminal.linear_rmse`.
+
+    None where all trials blur alike, or where the run or the data are not here.
+    """
+    if space not in ("schedule", "steps", "paper") or run is None:
+        return None
+    try:
+        config = RunFolder(Path(runs) / run).config
+        return linear_rmse(config.degradation, config.data)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def milliseconds(time: datetime | None) -> int | None:

@@ -39,6 +39,7 @@ from colddiff.config import RunConfig
 from jobs.launch import base_config
 from sweeps.record import parent_run, record_all, record_study
 from sweeps.study import StudyConfig
+from sweeps.terminal import linear_rmse
 
 
 @pytest.fixture
@@ -201,6 +202,66 @@ def test_figures_of_one_trial(store: Store, tmp_path: Path) -> None:
     config = small_config(tmp_path)
     study = recorded(store, run_trials(config, valley, 1), config, tmp_path)
     assert list(figures(study)) == ["history"]
+
+
+def told(number: int, worth: float, linear_rmse: float) -> Trial:
+    return Trial(number, "complete", f"run-{number}", {"T": 4}, {}, "", (worth,), linear_rmse)
+
+
+SAME, MORE = 0.2, 0.15
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (
+            [told(1, 0.1, MORE), told(2, 0.3, SAME)],
+            "of those that leave no more, the best is trial 2",
+        ),
+        ([told(1, 0.1, MORE), told(2, 0.5, SAME)], "none is better than the reference"),
+        ([told(1, 0.1, MORE), told(2, 0.3, MORE)], "none is better than the reference"),
+        ([told(1, 0.1, 1.001 * MORE), told(2, 0.3, 0.996 * SAME)], "is trial 2 with RMSE 0.3"),
+        ([told(1, 0.1, 2 * SAME), told(2, 0.3, SAME)], ""),
+    ],
+)
+def test_a_schedule_that_leaves_more_is_said_to(others: list[Trial], said: str) -> None:
+    study = Recorded(
+        name="s",
+        run_id="",
+        settings={},
+        wanted=3,
+        objectives=(Objective("rmse", "RMSE", "minimize"),),
+        parameters={},
+        trials=(told(0, 0.4, SAME), *others),
+        reference_number=0,
+        front=(1,),
+        importances={},
+        runs=pd.DataFrame(),
+    )
+    text = answer(study)
+    assert text.startswith("The best trial is trial 1 with RMSE 0.1: 75.0% better")
+    assert ("leaves more of the images at T" in text) == bool(said)
+    assert said.lower() in text.lower()
+
+
+@pytest.mark.usefixtures("fewer_figures")
+def test_what_the_schedules_leave_is_shown(store: Store, tmp_path: Path) -> None:
+    config = small_config(tmp_path, space="steps", trials=2, sampler="grid")
+    study = run_trials(config, lambda params: (float(params["T"]),), 2)
+    record_all(study, config, store.uri, EXPERIMENT)
+    page, summary = report(store, tmp_path / "out")
+    header, *rows = table(page, "All trials")
+    assert header[-1] == "linear RMSE at T"
+    for row in rows:
+        number = int(row[0].removesuffix(" (reference)"))
+        own = RunConfig.from_json(
+            (tmp_path / "runs" / study.trials[number].user_attrs["run"] / "config.json").read_text()
+        )
+        assert row[-1] == f"{linear_rmse(own.degradation, own.data):.4f}"
+    assert summary["reference"]["linear_rmse"] == pytest.approx(
+        linear_rmse(config.base.degradation, config.base.data)
+    )
+    assert summary["best_at_equal_information"] is not None
 
 
 @pytest.mark.usefixtures("fewer_figures")

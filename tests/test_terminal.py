@@ -22,6 +22,7 @@ from sweeps.terminal import (
     Padding,
     equalised,
     individual_steps,
+    linear_rmse,
     require_equal_terminal,
     terminal_residual,
     widest_kernel,
@@ -45,6 +46,36 @@ def test_the_residual_of_the_papers_schedule() -> None:
     residual = terminal_residual(config.degradation, config.data)
     assert residual == pytest.approx(plain_residual(config.degradation, config.data), rel=1e-9)
     assert residual == pytest.approx(0.0036, abs=0.0001)
+
+
+@pytest.mark.parametrize("T", [3, 6])
+def test_the_linear_estimate_is_ridge_regression(T: int) -> None:
+    """On the whole images' 256 x 256 system, whose penalty is the floor squared."""
+    config = changed(tiny(), {"degradation": {"T": T, "sigma": 2.0, "kernel_size": 5}})
+    blur, data = config.degradation, config.data
+    pixels = load_images(data, "train").take(torch.arange(256))
+    x0 = to_batch(pixels, data).numpy().astype(np.float64).reshape(256, -1)
+    step = np.eye(data.image_size**2).reshape(-1, data.image_size, data.image_size)
+    for i in range(T):
+        for axis in (-2, -1):
+            taps = taps_of_step(blur, i).numpy()
+            step = scipy.ndimage.correlate1d(step, taps, axis=axis, mode="wrap")
+    system = step.reshape(data.image_size**2, -1).T
+    mean = x0.mean(axis=1, keepdims=True)
+    xT = (system @ (x0 - mean).T).astype(np.float32).astype(np.float64)
+    penalised = system.T @ system + 1e-12 * np.eye(len(system))
+    found = np.linalg.solve(penalised, system.T @ xT).T + mean
+    errors = (np.clip(found, -1, 1) - x0) / 2
+    assert linear_rmse(blur, data) == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-2)
+
+
+def test_what_is_blurred_to_its_mean_tells_its_mean() -> None:
+    config = changed(tiny(), {"degradation": {"discrete": True}})
+    pixels = load_images(config.data, "train").take(torch.arange(256))
+    x0 = (to_batch(pixels, config.data) + 1) / 2
+    spread = float((x0 - x0.mean(dim=(-2, -1), keepdim=True)).square().mean().sqrt())
+    strong = changed(config, {"degradation": {"T": 40, "sigma": 7.0, "kernel_size": 11}})
+    assert linear_rmse(strong.degradation, config.data) == pytest.approx(spread, rel=2e-3)
 
 
 def test_noise_has_no_residual() -> None:

@@ -15,6 +15,7 @@ from harness import (
     wait_for,
 )
 from image_files import write_images
+from slurm_processes import variables_of
 from tiny import changed
 
 from colddiff.run_folder import RunFolder
@@ -156,6 +157,7 @@ def test_the_processes_of_the_tests_are_gone(site: Site) -> None:
 
     def leftovers() -> list[int]:
         found = psutil.process_iter(["cmdline"])
-        return [p.pid for p in found if "submitit.core._submit" in (p.info["cmdline"] or ())]
+        jobs = [p.pid for p in found if "submitit.core._submit" in (p.info["cmdline"] or ())]
+        return [pid for pid in jobs if f"SLURM_CONF={site.slurm.conf}" in variables_of(pid)]
 
     wait_for("the jobs' processes to end", lambda: not leftovers(), 30)
