@@ -43,12 +43,14 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     place = tmp_path_factory.mktemp("calm")
     study = small_study(place / "runs", trials=TRIALS, base=BASE)
     created(study, *ENQUEUED)
+    (place / "tmp").mkdir()  # where a machine's queues tell each other which places are taken
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(place / "tmp")}
     subprocess.run(
         [
             *(sys.executable, str(ROOT / "sweeps" / "launch.py"), "resume", "--study", "small"),
             *("--workers", "2", "--cluster", "local", "--offline", "--wait"),
         ],
-        cwd=place, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
+        cwd=place, env=alone, check=True,
     )  # fmt: skip
     return read_study(place / "runs", "small")
 
