@@ -16,6 +16,7 @@ from typing import Any
 from colddiff.interruption import StopRequest
 from colddiff.ranks import Ranks
 from jobs import slurm
+from jobs.ledger import Ledger
 
 log = logging.getLogger("colddiff.jobs")
 GRACE_S = {int(SIGUSR2): 20.0, int(SIGTERM): 2.0}
@@ -79,8 +80,11 @@ def seconds_to_leave(signum: int | None) -> float:
     return 30.0 if signum is None or not in_submitit() else GRACE_S.get(signum, 10.0)
 
 
-def leave(stop: StopRequest, signum: int) -> None:
+def leave(stop: StopRequest, signum: int, runs: Path) -> None:
     """End an interrupted job as its scheduler expects; does nothing outside of submitit.
+
+    ``runs`` has the ledger, which tells whether the job was cancelled while it saved: that must
+    not requeue it.
 
     USR2 announces a time limit: submitit's own handler, which ``stop`` replaced, requeues the job.
     Only now, when everything is saved, may it run. TERM means that the scheduler takes the job off:
@@ -89,6 +93,8 @@ def leave(stop: StopRequest, signum: int) -> None:
     """
     if not in_submitit():
         return
+    if signum == SIGUSR2 and Ledger(runs).is_cancelled(str(process()["job_id"])):
+        signum = SIGTERM
     if signum != SIGUSR2:
         sys.exit(128 + signum)
     if ranks().is_main:

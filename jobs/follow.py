@@ -119,11 +119,15 @@ class _Following:
     def cancel(self) -> None:
         """Cancel what is left, and wait until it has saved."""
         say("cancelling: running jobs save first")
-        left = survey(self.runs, self.names).jobs
-        cancel_jobs(self.runs, [job for job in left if job.is_living])
-        while any(job.is_living for job in survey(self.runs, self.names).jobs):
+        cancel_jobs(self.runs, self.living_here())
+        while self.living_here():
             time.sleep(self.poll_s)
         say("saved; the same command takes it up again")
+
+    def living_here(self) -> list[Job]:
+        """The living jobs of this machine: a followed run may have one on Slurm."""
+        jobs = survey(self.runs, self.names).jobs
+        return [job for job in jobs if job.is_living and job.entry.cluster == "local"]
 
 
 def progress(rows: Sequence[Row]) -> str:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,20 @@ from colddiff.schema import build
 log = logging.getLogger("colddiff.jobs")
 LAUNCH_TIMEOUT_S = 600
 """How long a launcher waits for another one that is submitting."""
+
+
+Work = tuple[str, str, str]
+"""A run, what is done with it, and the settings of that, as JSON; see :func:`work_of`."""
+
+
+def work_of(run: str, kind: str, task: Mapping[str, Any]) -> Work:
+    """What tells one piece of work from another.
+
+    Two trainings of a run are the same work, two evaluations or generations only with equal
+    settings.
+    """
+    settings = {name: task[name] for name in ("evaluation", "settings") if name in task}
+    return run, kind, json.dumps(settings, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,11 @@ class Entry:
     """Digest of the code snapshot it runs from."""
     command: str = ""
     """The command line that submitted it."""
+
+    @property
+    def work(self) -> Work:
+        """What the job does, see :func:`work_of`."""
+        return work_of(self.run, self.kind, self.task)
 
 
 class Ledger:
@@ -115,3 +134,13 @@ class Ledger:
     def latest(self) -> dict[tuple[str, str], Entry]:
         """The last job of each (run, kind), cancelled or not."""
         return {(entry.run, entry.kind): entry for entry in self.entries()}
+
+    def latest_of_each_work(self) -> list[Entry]:
+        """The last job of each piece of work, cancelled or not, oldest first."""
+        found = {entry.work: entry for entry in self.entries()}
+        return sorted(found.values(), key=lambda entry: entry.time_ms)
+
+    def is_cancelled(self, job_id: str) -> bool:
+        """Whether a user has cancelled this very job."""
+        entries = [entry for entry in self.entries() if entry.job_id == job_id]
+        return bool(entries) and entries[-1].event == "cancelled"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import UseAppendAction, arg
 
@@ -18,9 +18,9 @@ from colddiff.files import write_atomic, write_json
 from colddiff.tracking import TrackingError
 from colddiff.uris import absolute_uri, default_uri, is_server, mask_secrets, sqlite_path
 from jobs.cluster import Cluster, SlurmJobs, Submitted, run_here
-from jobs.ledger import Entry, Ledger
+from jobs.ledger import Entry, Ledger, Work
 from jobs.planning import Planned, aligned, plan
-from jobs.states import living_jobs
+from jobs.states import Job, living_jobs
 from jobs.tasks import AnyTask, Task
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class Launch(Place):
         dependency: str = "",
     ) -> int:
         """Carry out or submit what there is to do, and say so; the exit code."""
+        self.check_options()
         profile = self.slurm_profile() if self.cluster == "slurm" else None
         if profile is not None:
             self.refuse_shared_sqlite(len(tasks), profile)
@@ -148,6 +149,25 @@ class Launch(Place):
             self._record(part, profile, code, done)
         return done
 
+    def check_options(self) -> None:
+        """Raise ``ValueError`` for options that mean nothing to the chosen cluster."""
+        slurm = {
+            "--profile": self.profile is not None,
+            "--sbatch": bool(self.sbatch),
+            "--array-parallelism": self.array_parallelism is not None,
+        }
+        local = {"--ranks": self.ranks != 1, "--at-once": self.at_once != 0}
+        for options, cluster, instead in (
+            (slurm, "slurm", ""),
+            (local, "local", "; on Slurm the profile says how many GPUs and nodes a job gets"),
+        ):
+            for option, given in options.items():
+                if given and self.cluster != cluster:
+                    raise ValueError(
+                        f"{option} is not allowed with --cluster {self.cluster}: it is for "
+                        f"--cluster {cluster}{instead}"
+                    )
+
     def slurm_profile(self) -> Profile:
         """The resources of Slurm jobs; raises ``ValueError`` for what is no profile."""
         from jobs.profiles import Profile, load_profile
@@ -171,7 +191,7 @@ class Launch(Place):
             config, data=dataclasses.replace(config.data, root=self.data_root)
         )
 
-    def _living(self, tasks: Sequence[AnyTask]) -> Mapping[tuple[str, str], Any]:
+    def _living(self, tasks: Sequence[AnyTask]) -> Mapping[Work, Job]:
         return living_jobs(self.runs, [task.run for task in tasks])
 
     def _run_here(self, planned: Sequence[Planned]) -> int:
@@ -262,9 +282,10 @@ def _describe(folder: Path, job: Submitted, entry: Entry, code: Snapshot) -> Non
     from jobs.snapshot import link
 
     names = ("kind", "cluster", "job_id", "command", "profile", "code", "stdout", "stderr")
-    write_json(folder / "submission.json", {name: getattr(entry, name) for name in names})
+    file = folder / f"submission-{entry.kind}.json"
+    write_json(file, {name: getattr(entry, name) for name in names})
     if job.script is not None and job.script.exists():
-        write_atomic(folder / "submission.sh", job.script.read_text())
+        write_atomic(file.with_suffix(".sh"), job.script.read_text())
     link(folder, code)
 
 

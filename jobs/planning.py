@@ -8,6 +8,7 @@ from pathlib import Path
 
 from colddiff.config import RunConfig
 from colddiff.run_folder import RunFolder
+from jobs.ledger import Work, work_of
 from jobs.states import Job
 from jobs.tasks import AnyTask, EvaluateTask, Task, TrainTask, is_claimed
 
@@ -24,36 +25,36 @@ class Planned:
 
 def plan(
     tasks: Sequence[AnyTask],
-    living: Mapping[tuple[str, str], Job],
+    living: Mapping[Work, Job],
     configs: Mapping[str, RunConfig] | None = None,
 ) -> list[Planned]:
     """What to do for each task.
 
     Args:
         tasks: one a run.
-        living: queued and running jobs, by run and kind.
+        living: queued and running jobs, by what they do.
         configs: the configurations of runs that have no folder yet, by run name.
     """
     return [_planned(task, living, configs or {}) for task in tasks]
 
 
 def _planned(
-    task: AnyTask, living: Mapping[tuple[str, str], Job], configs: Mapping[str, RunConfig]
+    task: AnyTask, living: Mapping[Work, Job], configs: Mapping[str, RunConfig]
 ) -> Planned:
-    job = living.get((task.run, task.kind))
-    # A queued evaluation with other settings is other work; two trainings of a run are the same.
-    if job and (task.kind == "train" or job.entry.task == _as_json(task)):
+    job = living.get(work_of(task.run, task.kind, task.to_dict()))
+    if job:
         return Planned(task, str(job), wanted=False)
     if not isinstance(task, Task):
         return Planned(task, "new", wanted=True)
     folder = RunFolder(Path(task.folder))
-    if folder.lock.exists() and is_claimed(folder):
-        return Planned(task, "running", wanted=False)
+    at_work = folder.lock.exists() and is_claimed(folder)
     if isinstance(task, TrainTask):
+        if at_work:
+            return Planned(task, "running", wanted=False)
         return _training(task, folder, configs.get(task.run))
     if isinstance(task, EvaluateTask) and _is_evaluated(folder, task):
         return Planned(task, "complete", wanted=False)
-    return Planned(task, "trained", wanted=True)
+    return Planned(task, "trained, in use: waits" if at_work else "trained", wanted=True)
 
 
 def _training(task: TrainTask, folder: RunFolder, config: RunConfig | None) -> Planned:
@@ -76,14 +77,6 @@ def _is_evaluated(folder: RunFolder, task: EvaluateTask) -> bool:
     from colddiff.evaluation import is_evaluated
 
     return is_evaluated(folder, task.evaluation)
-
-
-def _as_json(task: AnyTask) -> dict[str, object]:
-    """As the ledger gives a task back: lists inside it are lists."""
-    import json
-
-    values: dict[str, object] = json.loads(json.dumps(task.to_dict()))
-    return values
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:

@@ -120,6 +120,11 @@ def is_memory(text: str) -> bool:
     return _MEMORY.fullmatch(text) is not None
 
 
+def with_one_gpu(gres: str) -> str:
+    """The same list with one GPU where it asks for several."""
+    return re.sub(r"(^|,)(gpu(?::[^:,]+)?):\d+(?=,|$)", r"\1\2:1", gres)
+
+
 def gpus_of(gres: str) -> int:
     """How many GPUs a list like ``gpu:a100:2,lscratch:100`` asks for."""
     entries = [entry.split(":") for entry in gres.split(",")]

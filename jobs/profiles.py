@@ -23,6 +23,7 @@ from jobs.profile_values import (
     is_memory,
     long_name,
     to_minutes,
+    with_one_gpu,
 )
 
 Option = str | int | Literal[True]
@@ -134,6 +135,13 @@ class Profile:
     def processes_per_node(self) -> int:
         """One for each GPU, at least one."""
         return max(1, self.gpus_per_node, self.tasks_per_node)
+
+    @property
+    def single(self) -> Profile:
+        """The same for work that several processes cannot share: one of them, with one GPU."""
+        return dataclasses.replace(
+            self, nodes=1, tasks_per_node=0, gpus=min(1, self.gpus), gres=with_one_gpu(self.gres)
+        )
 
     def parameters(self, job_name: str) -> dict[str, Any]:
         """What ``submitit.SlurmExecutor.update_parameters`` takes.

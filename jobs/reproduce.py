@@ -10,9 +10,10 @@ from pathlib import Path
 from colddiff.config import RunConfig
 from colddiff.run_folder import RunFolder
 from jobs.cluster import Submitted
-from jobs.ledger import Ledger
+from jobs.ledger import Ledger, Work, work_of
 from jobs.options import say, table
 from jobs.planning import Planned, plan
+from jobs.profiles import Profile
 from jobs.states import Job, living_jobs
 from jobs.tasks import EvaluateTask, ReportTask, TrainTask
 from jobs.work import Seeded
@@ -47,6 +48,7 @@ class Reproduce(Seeded):
             experiment=self.experiment,
             preset=configs[0].preset,
             out=str(self.out.absolute()),
+            runs=tuple(config.run_id for config in configs),
         )
         return (
             self._chain(training, report, known) if slurm else self._here(training, report, known)
@@ -66,11 +68,12 @@ class Reproduce(Seeded):
     def _chain(
         self, training: Sequence[TrainTask], report: ReportTask, known: Mapping[str, RunConfig]
     ) -> int:
+        self.check_options()
         profile = self.slurm_profile()
+        single = profile.single  # which may be refused, so before anything is submitted
         self.refuse_shared_sqlite(len(training), profile)
         if self.dry_run:
-            say("each run is evaluated after its training; then comes the report")
-            return self.launch(training, configs=known)
+            return self._preview_chain(training, report, known, single)
         with Ledger(self.runs).launching():
             with self.tolerated():
                 self.initialise()
@@ -80,7 +83,6 @@ class Reproduce(Seeded):
             submitted = self.submit(trained, profile)
             waits = {job.entry.run: job for job in living.values() if job.entry.kind == "train"}
             evaluated = [self._evaluation(task, living, known) for task in training]
-            single = dataclasses.replace(profile, nodes=1, gpus=min(1, profile.gpus))
             for dependency, part in _by_dependency(evaluated, submitted, waits).items():
                 submitted |= self.submit(part, single, dependency)
             ends = _afterok(evaluated, submitted, living)
@@ -92,14 +94,28 @@ class Reproduce(Seeded):
         say(f"table and figure: {report.out}")
         return self.followed(planned) if self.wait else 0
 
+    def _preview_chain(
+        self,
+        training: Sequence[TrainTask],
+        report: ReportTask,
+        known: Mapping[str, RunConfig],
+        single: Profile,
+    ) -> int:
+        self.launch(training, configs=known)
+        living = living_jobs(self.runs, [*(task.run for task in training), report.run])
+        say("\neach run is evaluated after its training; then comes the report")
+        self.preview([self._evaluation(task, living, known) for task in training], single)
+        say("")
+        return self.preview(plan([report], living), single)
+
     def _evaluation(
-        self, task: TrainTask, living: Mapping[tuple[str, str], Job], known: Mapping[str, RunConfig]
+        self, task: TrainTask, living: Mapping[Work, Job], known: Mapping[str, RunConfig]
     ) -> Planned:
         from colddiff.evaluation import is_evaluated
 
         settings = known[task.run].evaluation
         wanted = EvaluateTask(task.folder, self.uri, self.experiment, evaluation=settings)
-        job = living.get((task.run, "evaluate"))
+        job = living.get(work_of(wanted.run, wanted.kind, wanted.to_dict()))
         folder = RunFolder(Path(task.folder))
         if job:
             return Planned(wanted, str(job), wanted=False)
@@ -116,8 +132,6 @@ def _by_dependency(
     """Evaluations by what they wait for; of an array, in the order of its elements."""
     groups: dict[str, list[Planned]] = {}
     for each in evaluated:
-        if not each.wanted:
-            continue
         job = submitted.get((each.task.run, "train"))
         array, _, element = job.job_id.partition("_") if job else ("", "", "")
         if element:
@@ -129,20 +143,29 @@ def _by_dependency(
         else:
             dependency = ""
         groups.setdefault(dependency, []).append(each)
-    return groups
+    wanted: dict[str, list[Planned]] = {}
+    for dependency, group in groups.items():
+        whole = all(each.wanted for each in group)
+        for each in [each for each in group if each.wanted]:
+            # Of a part of an array, aftercorr would pair elements with those of others.
+            paired = dependency.startswith("aftercorr") and not whole
+            own = f"afterok:{submitted[each.task.run, 'train'].job_id}" if paired else dependency
+            wanted.setdefault(own, []).append(each)
+    return wanted
 
 
 def _afterok(
     evaluated: Sequence[Planned],
     submitted: Mapping[tuple[str, str], Submitted],
-    living: Mapping[tuple[str, str], Job],
+    living: Mapping[Work, Job],
 ) -> str:
     """The dependency on every evaluation that is not done."""
     ids = []
     for each in evaluated:
-        key = (each.task.run, "evaluate")
-        if key in submitted:
-            ids.append(submitted[key].job_id.partition("_")[0])
-        elif key in living:
-            ids.append(living[key].entry.job_id)
+        task = each.task
+        job = living.get(work_of(task.run, task.kind, task.to_dict()))
+        if (task.run, task.kind) in submitted:
+            ids.append(submitted[task.run, task.kind].job_id.partition("_")[0])
+        elif job:
+            ids.append(job.entry.job_id)
     return "afterok:" + ":".join(dict.fromkeys(ids)) if ids else ""

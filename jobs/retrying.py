@@ -197,7 +197,12 @@ def _dependency(each: Candidate, new: Jobs, living: Jobs) -> str:
         training = (new | living).get((run, "train"))
         return f"afterok:{training}" if training else ""
     waits = []
+    own = each.job.entry.task.get("runs")
     for word, ids in (("afterok", new), ("afterany", living)):
-        arrays = {job_id.partition("_")[0]: None for (_, k), job_id in ids.items() if k != "report"}
-        waits += [":".join([word, *arrays])] if arrays else []
+        needed = {
+            job_id.partition("_")[0] if own is None else job_id: None
+            for (name, k), job_id in ids.items()
+            if k != "report" and (own is None or name in own)
+        }
+        waits += [":".join([word, *needed])] if needed else []
     return ",".join(waits)

@@ -169,22 +169,37 @@ def _squeue(job_ids: Sequence[str]) -> Iterator[JobState]:
 def _sacct(job_ids: Sequence[str]) -> Iterator[JobState]:
     form = ",".join(SACCT_FIELDS)
     arguments = ("-X", "--parsable2", "--noheader", f"--format={form}", "--starttime=now-365days")
-    done = _call("sacct", *arguments, "--jobs=" + ",".join(job_ids))
+    # Whole arrays: elements that never started have no line of their own.
+    bases = sorted({job_id.partition("_")[0] for job_id in job_ids})
+    done = _call("sacct", *arguments, "--jobs=" + ",".join(bases))
     if done.returncode:
         log.debug("sacct: %s", done.stderr.strip())
         return  # no accounting: what has ended is judged by the run folder alone
     for line in done.stdout.splitlines():
-        job_id, state, exit_code, nodes, elapsed, memory, limit, reason = line.split("|")
-        yield JobState(
-            job_id,
-            state.split(" ", 1)[0],  # CANCELLED by 0
-            "" if reason == "None" else reason,
-            nodes="" if nodes == "None assigned" else nodes,
-            exit_code=exit_code,
-            elapsed=elapsed,
-            memory=memory,
-            time_limit=limit,
-        )
+        names, state, exit_code, nodes, elapsed, memory, limit, reason = line.split("|")
+        for job_id in elements(names):
+            yield JobState(
+                job_id,
+                state.split(" ", 1)[0],  # CANCELLED by 0
+                "" if reason == "None" else reason,
+                nodes="" if nodes == "None assigned" else nodes,
+                exit_code=exit_code,
+                elapsed=elapsed,
+                memory=memory,
+                time_limit=limit,
+            )
+
+
+def elements(name: str) -> list[str]:
+    """The jobs that Slurm means by ``12_[3,5-7%2]``; the name itself where it is of one job."""
+    found = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", name)
+    if found is None:
+        return [name]
+    numbers: list[int] = []
+    for part in found[2].split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return [f"{found[1]}_{number}" for number in numbers]
 
 
 def _parts(job_ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs import slurm
-from jobs.ledger import Entry, Ledger
+from jobs.ledger import Entry, Ledger, Work
 
 Phase = Literal["queued", "running", "ended", "unknown"]
 
@@ -39,24 +39,26 @@ class Job:
 def find_jobs(
     runs: Path, *, wanted: Callable[[Entry], bool] = lambda entry: True, ended: bool = True
 ) -> list[Job]:
-    """The last job of each run and kind, oldest first.
+    """The jobs that tell where runs stand, oldest first.
+
+    That is the last one of each run and kind, and whatever else lives: a run may be generated from
+    with several settings.
 
     Args:
         runs: the folder of the run folders, with the ledger.
         wanted: which entries to look at.
         ended: also ask Slurm's accounting what became of those that have ended.
     """
-    entries = sorted(
-        (entry for entry in Ledger(runs).latest().values() if wanted(entry)),
-        key=lambda entry: entry.time_ms,
-    )
+    entries = [entry for entry in Ledger(runs).latest_of_each_work() if wanted(entry)]
     states = _slurm_states(entries, ended)
     phases = _local_phases(runs, entries)
-    return [_job(entry, states, phases) for entry in entries]
+    jobs = [_job(entry, states, phases) for entry in entries]
+    last = {(job.entry.run, job.entry.kind): job for job in jobs}
+    return [job for job in jobs if job.is_living or job in last.values()]
 
 
-def living_jobs(runs: Path, names: Iterable[str]) -> dict[tuple[str, str], Job]:
-    """The queued and running jobs of the named runs, by run and kind.
+def living_jobs(runs: Path, names: Iterable[str]) -> dict[Work, Job]:
+    """The queued and running jobs of the named runs, by what they do.
 
     Raises:
         slurm.SlurmError: where there are Slurm jobs and Slurm cannot be asked: submitting then
@@ -64,7 +66,7 @@ def living_jobs(runs: Path, names: Iterable[str]) -> dict[tuple[str, str], Job]:
     """
     known = set(names)
     jobs = find_jobs(runs, wanted=lambda entry: entry.run in known, ended=False)
-    return {(job.entry.run, job.entry.kind): job for job in jobs if job.is_living}
+    return {job.entry.work: job for job in jobs if job.is_living}
 
 
 def _slurm_states(entries: list[Entry], ended: bool) -> dict[str, slurm.JobState]:
@@ -87,7 +89,7 @@ def _job(entry: Entry, states: dict[str, slurm.JobState], phases: dict[str, Phas
     state = states.get(entry.job_id)
     if state is None:
         return Job(entry, "unknown")
-    if not state.is_living:
+    if not state.is_living or state.reason == "DependencyNeverSatisfied":  # taken out soon
         return Job(entry, "ended", state)
     running = state.state in ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT")
     return Job(entry, "running" if running else "queued", state)

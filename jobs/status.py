@@ -97,7 +97,7 @@ def find_runs(runs: Path, names: Sequence[str]) -> list[RunFolder]:
     found = []
     for name in names:
         if name and (Path(name) / "config.json").is_file():
-            found.append(RunFolder.find(Path(name)))
+            found.append(_of(runs, Path(name)))
             continue
         folders = run_folders(runs)
         fits: list[RunFolder] = [folder for folder in folders if folder.path.name == name]
@@ -109,6 +109,13 @@ def find_runs(runs: Path, names: Sequence[str]) -> list[RunFolder]:
             raise ValueError(f"{name!r} names {what} below {runs}{which}; see launch.py status")
         found += fits
     return found
+
+
+def _of(runs: Path, path: Path) -> RunFolder:
+    """The run folder, which must be one of ``runs``: equal runs elsewhere have equal names."""
+    if path.resolve().parent != runs.resolve():
+        raise ValueError(f"{path} is not in {runs}: give --runs {path.resolve().parent}")
+    return RunFolder.find(path)
 
 
 def find_trained(runs: Path, names: Sequence[str]) -> list[RunFolder]:

@@ -23,7 +23,7 @@ CHAIN = ("train", "evaluate", "generate", "report")
 
 @dataclass(frozen=True)
 class Survey:
-    """The last job of each run and kind, oldest first."""
+    """The jobs that tell where runs stand, oldest first; see :func:`jobs.states.find_jobs`."""
 
     jobs: tuple[Job, ...]
     trouble: str = ""
@@ -102,7 +102,9 @@ def is_done(folder: RunFolder, job: Job) -> bool:
             made = from_dict(task)
             assert isinstance(made, GenerateTask), "the ledger's kind is the task's"
             file = folder.samples / f"{made.settings.slug}.npz"
-            return file.exists() and file.stat().st_mtime_ns // 10**6 >= job.entry.time_ms
+            return _is_newer(file, job.entry)
+        case "report" if _is_newer(Path(task["out"]) / "figure3.md", job.entry):
+            return True  # which is made last; also where Slurm keeps no accounts
     return job.slurm is not None and job.slurm.state == "COMPLETED"
 
 
@@ -121,6 +123,11 @@ def _went_on_without(folder: RunFolder, job: Job) -> bool:
     if not last or "job_id" in last:
         return False
     return (folder.path / "process.json").stat().st_mtime_ns // 10**6 > job.entry.time_ms
+
+
+def _is_newer(file: Path, entry: Entry) -> bool:
+    """Whether the file was written since the job was submitted."""
+    return file.exists() and file.stat().st_mtime_ns // 10**6 >= entry.time_ms
 
 
 def _is_measured(folder: RunFolder, settings: dict[str, Any]) -> bool:

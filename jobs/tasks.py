@@ -64,18 +64,36 @@ class Task:
             try:
                 if not ranks.is_main:
                     return self.assist(folder, stop, ranks)
-                with claim(folder, REQUEUED_CLAIM_S if environment.restarts() else 5.0):
+                with self.claimed(folder, stop):
                     self.introduce(folder)
                     with self.tracked(folder, stop):
                         return self.work(folder, stop, ranks)
             except Interrupted as interruption:
-                environment.leave(stop, interruption.signum)  # comes back outside a cluster
+                # Comes back outside a cluster.
+                environment.leave(stop, interruption.signum, folder.path.parent)
                 raise
 
     @property
     def run(self) -> str:
         """Name of the run."""
         return Path(self.folder).name
+
+    def claimed(self, folder: RunFolder, stop: StopRequest) -> AcquireReturnProxy[Any]:
+        """The run's lock, which other work on the run may hold for long: this one is next.
+
+        Raises:
+            Interrupted: where ``stop`` asks for it meanwhile.
+        """
+        waiting = False
+        while True:
+            try:
+                return claim(folder, timeout_s=1.0)
+            except AlreadyRunningError as error:
+                if not waiting:
+                    log.info("waiting: %s", error)
+                waiting = True
+            if stop.signum is not None:
+                raise Interrupted(folder.config.training.steps, stop.signum)
 
     def work(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
         """What subclasses do on rank 0."""
@@ -120,6 +138,14 @@ class TrainTask(Task):
     kind: ClassVar[str] = "train"
 
     evaluate: bool = True
+
+    def claimed(self, folder: RunFolder, stop: StopRequest) -> AcquireReturnProxy[Any]:
+        """The run's lock; whoever holds it does the same work, so there is nothing to wait for.
+
+        Raises:
+            AlreadyRunningError: where another process holds it.
+        """
+        return claim(folder, REQUEUED_CLAIM_S if environment.restarts() else 5.0)
 
     def work(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
         """The run folder's path."""
@@ -184,6 +210,8 @@ class ReportTask:
     """Only runs of this preset."""
     out: str
     """Folder for the results."""
+    runs: tuple[str, ...] = ()
+    """The runs that it was made for; the table has whatever is in the experiment by then."""
 
     def __call__(self) -> str:
         """The results' folder; raises ``CalledProcessError`` where one cannot be made."""

@@ -63,7 +63,8 @@ class WorkerTask(Task):
             try:
                 self.work_on(stop)
             except Interrupted as interruption:
-                environment.leave(stop, interruption.signum)  # comes back outside a cluster
+                # Comes back outside a cluster.
+                environment.leave(stop, interruption.signum, Path(self.folder).parents[1])
                 raise
         return self.folder
 

@@ -44,6 +44,7 @@ class Team:
 
     def check(self) -> None:
         """Raise ``ValueError`` for what cannot work, before anything is made."""
+        self.launch.check_options()
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers} is not allowed: it must be at least 1")
         if self.orphan_after_s < 0:

@@ -297,7 +297,10 @@ def test_retry_submits_what_failed_and_nothing_else(
         entry = latest[name, "train"]
         assert (entry.job_id, entry.event) == (f"901_{index}", "submitted")
         assert from_dict(entry.task) == TrainTask(str(runs / name))
-        assert json.loads((runs / name / "submission.json").read_text())["job_id"] == entry.job_id
+        assert (
+            json.loads((runs / name / "submission-train.json").read_text())["job_id"]
+            == entry.job_id
+        )
     slurm.queue(running("12_1"), pending("12_2", "BeginTime"), *map(running, job_ids(901)))
     assert Retry(runs=runs)() == 0
     assert list(table_of(capsys.readouterr().out)) == [names[5]]

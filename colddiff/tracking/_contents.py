@@ -21,8 +21,6 @@ ARTIFACTS = (
     "environment.diff",
     "schedule.json",
     "evaluation.json",
-    "submission.json",
-    "submission.sh",
 )
 FINAL_ARTIFACTS = ("ema.safetensors",)  # large and rewritten during training
 LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY = 6000, 8000, 250  # MLflow's limits
@@ -117,7 +115,7 @@ def evaluation_tags(evaluation: dict[str, Any], values: Iterable[str]) -> dict[s
 def artifact_paths(folder: Path, *, final: bool) -> list[Path]:
     """The files to upload; the weights only of a run that is not going on."""
     names = ARTIFACTS + (FINAL_ARTIFACTS if final else ())
-    paths = [folder / name for name in names]
+    paths = [folder / name for name in names] + sorted(folder.glob("submission-*"))
     if (folder / "samples").is_dir():
         paths += sorted((folder / "samples").iterdir())
     return [path for path in paths if path.is_file() and not path.name.startswith(".")]

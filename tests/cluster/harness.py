@@ -109,7 +109,7 @@ class Site:
         return RunFolder(self.runs / run.run_id)
 
     def job(self, folder: RunFolder) -> str:
-        return str(read_json(folder.path / "submission.json")["job_id"])
+        return str(read_json(folder.path / "submission-train.json")["job_id"])
 
     def node(self, folder: RunFolder) -> str:
         return self.command("squeue", "-h", "-o", "%N", "-j", self.job(folder)).strip()
