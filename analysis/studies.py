@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 RECORDED = "colddiff.recorded"
 FINISHED = ("complete", "pruned")
 SAMPLED = ("rmse", "ssim", "fid_digits")
-SAME_INFORMATION = 0.005
-"""Linear estimates whose RMSE differ by no more than this, relatively, know the same."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,8 @@ class Trial:
     values: tuple[float, ...] | None
     linear_rmse: float | None = None
     """Of a linear estimate from x_T: how much the schedule leaves. None where all leave alike."""
+    leaves_more: bool = False
+    """Whether that is more than the reference's leaves: then it cannot be the best."""
 
     @property
     def used(self) -> dict[str, Any]:
@@ -117,34 +117,22 @@ class Study:
 
     @property
     def best(self) -> Trial:
-        """The best trial; of several values, by the first, among those no worse in the others.
+        """The best trial among those whose schedules leave no more than the reference's.
 
-        No worse than the reference, that is: quality alone would take the most expensive trial.
+        Of several values, by the first, among those that are no worse than the reference in the
+        others: quality alone would take the most expensive trial.
         """
-        single = len(self.objectives) == 1
+        allowed = [trial for trial in self.ranked if not trial.leaves_more] or self.ranked
         reference = self.reference
-        if single or reference is None:
-            return self.ranked[0]
-        return next(trial for trial in self.ranked if self._is_as_cheap(trial, reference))
+        if len(self.objectives) == 1 or reference is None:
+            return allowed[0]
+        return next(trial for trial in allowed if self._is_as_cheap(trial, reference))
 
     @property
-    def best_at_equal_information(self) -> Trial | None:
-        """The best trial whose x_T tells a linear estimate no more than the reference's does.
-
-        None without a reference, or where schedules are not what is varied.
-        """
-        reference = self.reference
-        if reference is None or reference.linear_rmse is None:
-            return None
-        least = reference.linear_rmse * (1 - SAME_INFORMATION)
-        cheap = len(self.objectives) == 1
-        return next(
-            trial
-            for trial in self.ranked
-            if trial.linear_rmse is not None
-            and trial.linear_rmse >= least
-            and (cheap or self._is_as_cheap(trial, reference))
-        )
+    def better_but_leaving_more(self) -> Trial | None:
+        """The best of those that would beat the best trial, but blur less."""
+        first = self.ranked[0]
+        return first if first.leaves_more and first.number != self.best.number else None
 
     def _is_as_cheap(self, trial: Trial, reference: Trial) -> bool:
         return all(
@@ -235,6 +223,7 @@ def _trial(values: Mapping[str, Any]) -> Trial:
         levels=values["levels"],
         values=None if numbers is None else tuple(numbers),
         linear_rmse=values.get("linear_rmse"),
+        leaves_more=values.get("leaves_more", False),
     )
 
 

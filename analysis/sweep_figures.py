@@ -85,11 +85,13 @@ def _history(axes: Axes, study: Study, row: int) -> None:
     numbers = [trial.number for trial in trials]
     values = [value(trial, row) for trial in trials]
     scatter(axes, numbers, values, ends, color=BLUE, label="trial")
+    fair = [trial for trial in trials if not trial.leaves_more]
     best = [
-        objective.sign * min(objective.sign * each for each in values[: i + 1])
-        for i in range(len(values))
+        objective.sign * min(objective.sign * value(each, row) for each in fair[: i + 1])
+        for i in range(len(fair))
     ]
-    axes.step(numbers, best, where="post", color=ORANGE, label="best so far")
+    places = [trial.number for trial in fair]
+    axes.step(places, best, where="post", color=ORANGE, label="best so far")
     if study.reference:
         axes.axhline(value(study.reference, row), color=BLACK, linestyle=":", linewidth=1)
     _mark(axes, study, lambda trial: (trial.number, value(trial, row)))

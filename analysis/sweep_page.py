@@ -17,11 +17,12 @@ ADJUSTED = (
     "a → b: the study asked for a and the run has b, since no schedule with a blurs as much as the "
     "reference does."
 )
+MERGED = "a → b: the study asked for a calls and the sampler makes b, since levels fall together."
 LINEAR = (
-    "Linear RMSE at T: how well a linear (Wiener) estimate in float32 restores the training images "
-    "from x_T. All schedules leave an equal residual, but kernels that are nearly flat leave more "
-    "traces of fine detail in it. Lower means that more was left, and a network that restores more "
-    "has then been given more."
+    "Linear RMSE at T: how well a linear (Wiener) estimate in float32 restores training images "
+    "from x_T. All schedules leave an equal residual, but nearly flat kernels leave more traces of "
+    "fine detail in it. * marks schedules that leave more than the reference's: a network that "
+    "restores better has then been given more, so they cannot be the best."
 )
 CAPTIONS = {
     "history": "Every trial's value, and the best so far. Triangles lie beyond the axis.",
@@ -38,8 +39,8 @@ def answer(study: Study) -> str:
     best, reference = study.best, study.reference
     several = len(study.objectives) > 1
     front = f" {_span(study)}" if several else ""
-    if (fair := study.best_at_equal_information) and fair.number != best.number:
-        front = f" {_at_equal_information(study, fair)}{front}"
+    if more := study.better_but_leaving_more:
+        front = f" {_leaving_more(study, more)}{front}"
     shown = _with_values(study, best)
     if reference is None:
         state = study.trials[0].state
@@ -58,20 +59,15 @@ def answer(study: Study) -> str:
     return f"The best trial{least} is {shown}: {better} than the reference, {there}.{front}"
 
 
-def _at_equal_information(study: Study, fair: Trial) -> str:
-    """What is left of the result where the schedule may leave no more than the reference's."""
-    best, reference, objective = study.best, study.reference, study.objectives[0]
-    assert reference is not None, "what is equal is so to the reference"
-    left = (
-        f"It leaves more of the images at T, though: a linear estimate restores them to RMSE "
-        f"{best.linear_rmse:.3f}, from the reference's x_T to {reference.linear_rmse:.3f}."
-    )
-    gain = objective.gain(value(fair), value(reference))
-    if fair.number == reference.number or gain <= 0:
-        return f"{left} Of those that leave no more, none is better than the reference."
+def _leaving_more(study: Study, trial: Trial) -> str:
+    """Why the trial with the best value is not the best one."""
+    text = f"T{_with_values(study, trial)[1:]} is better still, but has been given more"
+    reference = study.reference
+    if reference is None or reference.linear_rmse is None or trial.linear_rmse is None:
+        return f"{text}."
     return (
-        f"{left} Of those that leave no more, the best is {_with_values(study, fair)}: {gain:.1%} "
-        "better."
+        f"{text}: from its x_T a linear estimate restores the images to RMSE "
+        f"{trial.linear_rmse:.3f}, from the reference's to {reference.linear_rmse:.3f}."
     )
 
 
@@ -92,7 +88,7 @@ def to_markdown(
     parts.append("## All trials" if len(ranked) <= SHOWN else f"## The best {SHOWN}")
     parts.append(_table(study, ranked[:SHOWN]))
     if any(trial.adjusted for trial in study.measured):
-        parts.append(ADJUSTED)
+        parts.append(MERGED if study.settings["space"] == "levels" else ADJUSTED)
     if any(trial.linear_rmse is not None for trial in study.measured):
         parts.append(fill(LINEAR, 100))
     parts += _seeds(summary)
@@ -154,9 +150,14 @@ def _table(study: Study, trials: Sequence[Trial]) -> str:
             by = study.objectives[0].gain(value(trial), value(reference))
             row.append("" if trial is reference else f"{by:+.1%}".replace("-0.0", "0.0"))
         row += [_setting(trial, each) for each in study.parameters]
-        row += ["" if trial.linear_rmse is None else f"{trial.linear_rmse:.4f}"] if left else []
+        row += [_left(trial)] if left else []
         rows.append([*row, trial.levels or "all"][: len(header)])
     return markdown_table(header, rows, words=2)
+
+
+def _left(trial: Trial) -> str:
+    star = " *" if trial.leaves_more else ""
+    return "" if trial.linear_rmse is None else f"{trial.linear_rmse:.4f}{star}"
 
 
 def _setting(trial: Trial, name: str) -> str:
@@ -188,7 +189,7 @@ def _seeds(summary: dict[str, Any]) -> Iterator[str]:
             rows.append([name, f"{run['seed']}", *values])
         if len(each["seeds"]) > 1:
             means = [_mean([run[key] for run in each["seeds"] if key in run]) for key in keys]
-            rows.append([name, f"mean of {len(each['seeds'])}", *means])
+            rows.append([name, "mean ± std (n)", *means])
     yield "## Runs of these configurations"
     yield markdown_table(["", "seed", *keys], rows, words=2)
     yield "eval/ is on the split that the run was evaluated on, which training did not see."
@@ -199,10 +200,10 @@ def _number(number: float | None) -> str:
 
 
 def _mean(numbers: Sequence[float]) -> str:
-    if not numbers:
+    if len(numbers) < 2:  # the study's own value, which was chosen for being good
         return ""
-    spread = f" ± {statistics.stdev(numbers):.2g}" if len(numbers) > 1 else ""
-    return f"{statistics.fmean(numbers):.5g}{spread}"
+    mean, spread = statistics.fmean(numbers), statistics.stdev(numbers)
+    return f"{mean:.5g} ± {spread:.2g} ({len(numbers)})"
 
 
 def _commands(study: Study, out: Path) -> str:

@@ -63,9 +63,7 @@ def summarise(study: Study) -> dict[str, Any]:
         "failed": study.count("failed"),
         "reference": told(reference) if reference else None,
         "best": told(best),
-        "best_at_equal_information": told(fair)
-        if (fair := study.best_at_equal_information)
-        else None,
+        "better_but_leaving_more": told(more) if (more := study.better_but_leaving_more) else None,
         "gain": gains,
         "front": list(study.front) if len(study.objectives) > 1 else None,
         "importances": study.importances,

@@ -172,7 +172,10 @@ class Launch(Place):
         """The resources of Slurm jobs; raises ``ValueError`` for what is no profile."""
         from jobs.profiles import Profile, load_profile
 
-        profile = load_profile(self.profile) if self.profile else Profile()
+        return self.adjusted(load_profile(self.profile) if self.profile else Profile())
+
+    def adjusted(self, profile: Profile) -> Profile:
+        """The profile with the command line's overrides; raises ``ValueError`` for bad ones."""
         profile = profile.overridden(self.sbatch)
         if self.array_parallelism is None:
             return profile

@@ -16,7 +16,7 @@ from colddiff.config import RunConfig
 from colddiff.run_folder import RunFolder
 from colddiff.uris import mask_secrets
 from sweeps.objective import directions, value_names
-from sweeps.space import SpaceName, configured, visited
+from sweeps.space import SCHEDULES, SpaceName, configured, visited
 from sweeps.terminal import linear_rmse
 
 if TYPE_CHECKING:
@@ -115,12 +115,13 @@ def counts(record: Mapping[str, Any]) -> dict[str, int]:
 
 
 def progress(record: Mapping[str, Any]) -> Iterator[Point]:
-    """The best values so far, after each trial that finished; of infinite ones there is none."""
+    """The best values so far, after each trial that finished; none infinite, all feasible."""
     values = [Value(**value) for value in record["values"]]
     done = [trial for trial in record["trials"] if trial["state"] in FINISHED]
     best: dict[str, float] = {}
     for finished, trial in enumerate(sorted(done, key=_ended), start=1):
-        for value, number in zip(values, trial["values"] or (), strict=False):
+        told = () if trial["leaves_more"] else trial["values"] or ()
+        for value, number in zip(values, told, strict=False):
             if math.isfinite(number):
                 best[value.key] = value.better(number, best.get(value.key, number))
         yield Point(finished, trial["finished_ms"], dict(best))
@@ -208,6 +209,7 @@ def _trial(trial: FrozenTrial, config: StudyConfig) -> dict[str, Any]:
         "levels": _levels(trial, config),
         "values": values,
         "linear_rmse": _linear_rmse(config.runs, trial.user_attrs.get("run"), config.space),
+        "leaves_more": any(value > 0 for value in trial.constraints.values()),
         "intermediate": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
         "user_attrs": trial.user_attrs,
         "started_ms": milliseconds(trial.datetime_start),
@@ -234,7 +236,7 @@ def _linear_rmse(runs: str, run: str | None, space: SpaceName) -> float | None:
 
     None where all trials blur alike, or where the run or the data are not here.
     """
-    if space not in ("schedule", "steps", "paper") or run is None:
+    if space not in SCHEDULES or run is None:
         return None
     try:
         config = RunFolder(Path(runs) / run).config
@@ -253,8 +255,12 @@ def _ended(trial: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _front(study: Study, trials: Sequence[FrozenTrial]) -> list[int]:
-    """The best trial, of equal ones the first; of several values all that no other one beats."""
-    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    """The best feasible trial, the first of equals; of several values all that none beats."""
+    complete = [
+        trial
+        for trial in trials
+        if trial.state.name == "COMPLETE" and not any(v > 0 for v in trial.constraints.values())
+    ]
     if len(study.directions) > 1 or not complete:
         return sorted(trial.number for trial in study.best_trials) if complete else []
     sign = 1 if study.direction.name == "MINIMIZE" else -1

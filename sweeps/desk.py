@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("colddiff.sweeps")
 DEATHS = 3
-"""A trial whose holders died so often at one step, without a word, is given up: it fills the
-memory, and would end one worker after the other."""
+"""A trial whose holders ended so often at one step is given up: it would end one worker after the
+other."""
+NO_FAULT = ("interrupted", "storage")
+"""How a lease begins to say why it was given back, where that is no sign of a bad trial."""
 
 
 class TooManyFailuresError(RuntimeError):
@@ -149,7 +151,7 @@ class Desk:
         # Optuna's only way to go on with a trial that another process has begun.
         trial = Trial(self.study, frozen._trial_id)
         if self._is_deadly(trial.number):
-            fail(trial, f"its last {DEATHS} workers died at step {held.lease.step} without a word")
+            fail(trial, self._cause(trial.number, held.lease.step))
             return None
         return Assignment(trial, held)
 
@@ -157,8 +159,13 @@ class Desk:
         *before, now = self.leases.history(number)
         last = before[-DEATHS:]
         return len(last) == DEATHS and all(
-            lease.step == now.step and not lease.released for lease in last
+            lease.step == now.step and not lease.released.startswith(NO_FAULT) for lease in last
         )
+
+    def _cause(self, number: int, step: int) -> str:
+        """What the last holders said as they ended."""
+        said = {lease.released or "without a word" for lease in self.leases.history(number)[:-1]}
+        return f"its last {DEATHS} workers ended at step {step}: {'; '.join(sorted(said))}"
 
     def _check_failures(self, target: int) -> None:
         from optuna.trial import TrialState

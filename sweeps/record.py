@@ -7,9 +7,7 @@ it can be sent again, by any worker, at any time, and what is there already is n
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from colddiff.files import write_json
 from colddiff.machine import git_sha
 from colddiff.tracking import TrackingError, initialise_store, open_client, push, store_errors
 from colddiff.uris import absolute_uri, mask_secrets
 from sweeps import contents, sending
-from sweeps.study import read_study
+from sweeps.storage import failures
+from sweeps.study import read_study, study_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,17 +46,20 @@ def parent_run(config: StudyConfig, uri: str, experiment: str) -> str:
     """
     with _tracked(config, uri) as client:
         experiment_id = initialise_store(uri, experiment)
-        identity = {"colddiff.study": config.name, "colddiff.study_id": _study_id(config)}
+        identity = {"colddiff.study": config.name, "colddiff.study_id": study_id(config)}
         tags = identity | {"colddiff.kind": "study", "colddiff.git_sha": git_sha()}
         run = sending.find_or_create(client, experiment_id, identity, tags, config.name)
         sending.add_params(client, run, contents.params(config))
         return str(run.info.run_id)
 
 
-def record_study(study: Study, config: StudyConfig, uri: str, parent_run_id: str) -> None:
+def record_study(
+    study: Study, config: StudyConfig, uri: str, parent_run_id: str, *, working: bool = True
+) -> None:
     """Bring the study's run up to date: best values so far, counts, status, artifacts, a picture.
 
-    Its status is FINISHED once as many trials are finished as ``config`` asks for.
+    Its status is FINISHED once as many trials are finished as ``config`` asks for; before that
+    RUNNING or, where nobody is ``working`` on it, KILLED.
 
     Raises:
         TrackingError: if the store cannot be reached or refuses.
@@ -68,7 +69,7 @@ def record_study(study: Study, config: StudyConfig, uri: str, parent_run_id: str
         record = contents.study_record(study, config)
         run = client.get_run(parent_run_id)
         sending.send_progress(client, run, record)
-        sending.send_status(client, run, record)
+        sending.send_status(client, run, record, working=working)
         # Last, because the rest must arrive even where artifacts cannot be stored.
         sending.send_artifacts(client, run, record, study, config)
 
@@ -78,9 +79,9 @@ def record_trial(
 ) -> None:
     """Bring a trial's run up to date, nested under the study's: its number, state and values.
 
-    A run that several trials share has all their numbers, and a value at the step of each. In the
-    space ``levels`` all trials share a run which need not be the study's: each gets an entry of its
-    own instead.
+    A run that several trials share has all their numbers, and a value at the step of each. Where
+    the run need not be the study's, each trial gets an entry of its own instead: in the space
+    ``levels``, and where another study has nested it already.
 
     Raises:
         ValueError: if its run folder is corrupt.
@@ -96,12 +97,17 @@ def record_trial(
             run = sending.entry(client, experiment_id, trial, config, parent_run_id)
             sending.describe(client, run, trial, config)
             return
-    run_id = push(folder, uri, experiment, parent_run_id=parent_run_id).mlflow_run_id
+    pushed = push(folder, uri, experiment, parent_run_id=parent_run_id)
     with _tracked(config, uri) as client:
-        sending.describe(client, client.get_run(run_id), trial, config)
+        run = client.get_run(pushed.mlflow_run_id)
+        if run.data.tags.get("mlflow.parentRunId") != parent_run_id:  # another study has it
+            run = sending.entry(client, pushed.experiment_id, trial, config, parent_run_id)
+        sending.describe(client, run, trial, config)
 
 
-def record_all(study: Study, config: StudyConfig, uri: str, experiment: str) -> str:
+def record_all(
+    study: Study, config: StudyConfig, uri: str, experiment: str, *, working: bool = True
+) -> str:
     """Send everything of a study, for one whose workers were offline; MLflow's id of its run.
 
     Raises:
@@ -110,7 +116,7 @@ def record_all(study: Study, config: StudyConfig, uri: str, experiment: str) -> 
     parent_run_id = parent_run(config, uri, experiment)
     for trial in study.get_trials(deepcopy=False):
         record_trial(trial, config, uri, experiment, parent_run_id)
-    record_study(study, config, uri, parent_run_id)
+    record_study(study, config, uri, parent_run_id, working=working)
     return parent_run_id
 
 
@@ -165,9 +171,10 @@ class Recorder:
         self._next = now + SHARE * (now - began)
 
     def _tolerantly(self, send: Callable[[], object]) -> None:
+        kinds: tuple[type[Exception], ...] = (TrackingError, OSError, ValueError, *failures())
         try:
             send()
-        except (TrackingError, OSError, ValueError) as error:
+        except kinds as error:
             self._next = time.monotonic() + RETRY_S
             if not self._failing:
                 log.warning(
@@ -186,11 +193,3 @@ def _tracked(config: StudyConfig, uri: str) -> Iterator[MlflowClient]:
     lock = FileLock(config.folder / ".tracking.lock", timeout=LOCK_TIMEOUT_S)
     with store_errors(uri), lock:
         yield open_client(uri)
-
-
-def _study_id(config: StudyConfig) -> str:
-    """What tells this study from another of its name; kept in its folder."""
-    path = config.folder / "tracking.json"
-    if not path.exists():
-        write_json(path, {"study_id": secrets.token_hex(8)})
-    return str(json.loads(path.read_text())["study_id"])

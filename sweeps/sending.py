@@ -83,16 +83,18 @@ def send_progress(client: MlflowClient, run: Run, record: Mapping[str, Any]) -> 
         client.log_batch(run.info.run_id, metrics=batch, synchronous=True)
 
 
-def send_status(client: MlflowClient, run: Run, record: Mapping[str, Any]) -> None:
+def send_status(
+    client: MlflowClient, run: Run, record: Mapping[str, Any], *, working: bool
+) -> None:
     """FINISHED once as many trials are finished as are wanted, and what the page says."""
     run_id = run.info.run_id
     complete = contents.counts(record)["trials/finished"] >= record["wanted"]
-    wanted = "FINISHED" if complete else "RUNNING"
+    wanted = "FINISHED" if complete else "RUNNING" if working else "KILLED"
     if run.info.status != wanted:
-        if complete:
-            client.set_terminated(run_id, wanted)
-        else:
+        if wanted == "RUNNING":
             client.update_run(run_id, status=wanted)
+        else:
+            client.set_terminated(run_id, wanted)
     tags = {"colddiff.trials_wanted": str(record["wanted"]), NOTE: contents.note(record)}
     for key, text in tags.items():
         if run.data.tags.get(key) != text:

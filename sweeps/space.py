@@ -23,15 +23,26 @@ from sweeps.parameters import (
     SpaceName,
     Whole,
     check_base,
+    nearest_exponent,
     parameters,
     reference,
 )
-from sweeps.terminal import Outline, equalised, individual_steps, require_equal_terminal
+from sweeps.terminal import (
+    Outline,
+    equalised,
+    individual_steps,
+    leaves_more_by,
+    require_equal_terminal,
+)
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
+SCHEDULES: tuple[SpaceName, ...] = ("schedule", "steps", "paper")
+"""The spaces whose trials blur differently."""
+LEAVES_MORE = "leaves more"
 __all__ = [
+    "SCHEDULES",
     "Choice",
     "Parameter",
     "Real",
@@ -54,6 +65,10 @@ def suggest(space: SpaceName, trial: BaseTrial, base: RunConfig) -> RunConfig:
     rate, width, loss and average. What had to differ from the values, because no schedule as strong
     as the base has them, is the trial's user attribute ``adjusted``.
 
+    A schedule whose residual is no larger than the base's may still tell more of the images in it.
+    It is tried, but not feasible: Optuna's constraint ``leaves more`` leads samplers away from it,
+    and such a trial is never the best.
+
     Raises:
         ValueError: for a base without such a space, and where the schedules need absent data.
     """
@@ -63,6 +78,9 @@ def suggest(space: SpaceName, trial: BaseTrial, base: RunConfig) -> RunConfig:
     config, adjusted = configured(space, values, base)
     if adjusted:
         trial.set_user_attr("adjusted", adjusted)
+    if space in SCHEDULES and LEAVES_MORE not in trial.constraints:
+        same = config.degradation == base.degradation  # told without the data
+        trial.set_constraint(LEAVES_MORE, 0.0 if same else leaves_more_by(config, base))
     return config
 
 
@@ -82,8 +100,10 @@ def configured(
     """
     match space:
         case "levels":
-            text = "-".join(map(str, visited(base.degradation.T, **values)))
-            return with_levels(base, (text,)), {}
+            levels = visited(base.degradation.T, **values)
+            calls = len(levels) - 1  # where levels fall together, fewer than were asked for
+            merged = {"calls": calls} if calls != values["calls"] else {}
+            return with_levels(base, ("-".join(map(str, levels)),)), merged
         case "recipe":
             return labelled(_recipe(values, base)), {}
     base = with_levels(base, ())
@@ -126,8 +146,8 @@ def _blur(
             asked = Outline(family, values["T"], kernel, own.padding, slope)
             if family == "individual":
                 return _individual(base)
-        case _ if own.schedule == "shape":
-            asked = dataclasses.replace(asked, slope=own.exponent)
+        case _:
+            asked = dataclasses.replace(asked, slope=nearest_exponent(own))
     blur, used = equalised(asked, base)
     slope_name = "ratio" if space == "paper" else "exponent"
     names = {"T": "T", "kernel_size": "kernel_size", "slope": slope_name}

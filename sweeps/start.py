@@ -147,7 +147,7 @@ class Resume(Workers):
             return launch, None
         if last.cluster == "local" or self.profile:
             return launch, self.slurm_profile()
-        return launch, Profile.from_dict(last.profile).overridden(self.sbatch)
+        return launch, self.adjusted(Profile.from_dict(last.profile))
 
 
 def followed(team: Team) -> int:

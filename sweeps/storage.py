@@ -13,7 +13,7 @@ import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from colddiff.schema import closest
 from colddiff.uris import absolute_uri, mask_secrets
@@ -41,7 +41,7 @@ def check_storage(url: str, *, one_machine: bool = False) -> None:
             "not hold on network file systems, where it loses or doubles trials. Take a journal "
             "file on a shared disk (the default), or postgresql://host/database"
         )
-    if parts.password is not None:
+    if parts.password is not None or "password" in parse_qs(parts.query):
         raise ValueError(
             f"storage = {mask_secrets(url)!r} is not allowed: leave the password out, it would be "
             "written to study.json. PGPASSWORD and ~/.pgpass are read where the workers run"
@@ -73,6 +73,13 @@ def storage_of(url: str, *, one_machine: bool = False) -> BaseStorage:
             return _database(postgres_url(url))
         case _:
             return _database(absolute_uri(url))
+
+
+def absolute_storage(url: str) -> str:
+    """The URL, or path of a journal, so that it means the same in every working folder."""
+    if not url or "://" in url:
+        return absolute_uri(url)
+    return f"journal://{journal_path(url)}"
 
 
 def journal_path(url: str) -> Path:
@@ -161,6 +168,17 @@ def _is_record(line: bytes) -> bool:
     with contextlib.suppress(ValueError):
         return isinstance(json.loads(line), dict)
     return False
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a database or a proxy raises where it is away or refuses."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    kinds: tuple[type[Exception], ...] = (StorageInternalError, SQLAlchemyError)
+    if importlib.util.find_spec("grpc"):  # an optional extra
+        kinds = (*kinds, importlib.import_module("grpc").RpcError)
+    return kinds
 
 
 def _split(url: str) -> tuple[str, SplitResult]:

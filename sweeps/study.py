@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from filelock import FileLock
 
 from colddiff.config import GenerationConfig, RunConfig
-from colddiff.files import write_atomic
+from colddiff.files import read_json, write_atomic, write_json
 from colddiff.schema import Checked, build, elsewhere, identity, require
+from colddiff.uris import mask_secrets
 from sweeps.objective import Metric, ObjectiveName, directions, value_names
 from sweeps.space import SpaceName, check_base, grid, reference
-from sweeps.storage import check_storage, storage_of
+from sweeps.storage import absolute_storage, check_storage, storage_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -45,8 +47,9 @@ class StudyConfig(Checked):
     metric: Metric = "rmse"
     """Of restoration."""
     sampler: SamplerName = "auto"
-    """tpe: multivariate, with a constant liar for parallel workers. gp: a Gaussian process. nsga2:
-    evolution. random and grid: baselines. auto: nsga2 for pareto, else tpe."""
+    """tpe: with a constant liar for parallel workers, multivariate for one objective. gp: a
+    Gaussian process. nsga2: evolution. random and grid: baselines. auto: nsga2 for pareto, else
+    tpe."""
     pruner: PrunerName = "none"
     """What stops hopeless trials by their validations while they train."""
     trials: int = elsewhere(30)
@@ -68,6 +71,7 @@ class StudyConfig(Checked):
     def check(self) -> None:
         """Ranges, and what goes together; see the fields."""
         object.__setattr__(self, "runs", str(Path(self.runs).absolute()))
+        object.__setattr__(self, "storage", absolute_storage(self.storage))
         if self.sampler == "auto":
             sampler = "nsga2" if self.objective == "pareto" else "tpe"
             object.__setattr__(self, "sampler", sampler)
@@ -147,11 +151,13 @@ def read_study(runs: Path, name: str) -> StudyConfig:
 def create_study(config: StudyConfig) -> Study:
     """Create the study before its workers start, or find it; with the reference as trial 0.
 
-    One process at a time: databases do not survive a race for their first tables. What does not
-    define the study (trials, where things lie) may change, and the newest value holds.
+    One process at a time: databases do not survive a race for their first tables. More trials may
+    be wanted than before, and the study's folder may have moved.
 
     Raises:
-        ValueError: where a different study has that name, saying what differs.
+        ValueError: where a different study has that name, saying what differs; where the study is
+            kept in another storage, or belongs to another folder of runs, whose leases say who
+            works on which trial; for fewer trials than were wanted before.
     """
     import optuna
 
@@ -163,8 +169,9 @@ def create_study(config: StudyConfig) -> Study:
     config.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(config.folder / ".lock"):
         if config.file.exists():
-            known = defining(StudyConfig.from_json(config.file.read_text()))
-            _require_same(config, known, wanted)
+            before = StudyConfig.from_json(config.file.read_text())
+            _require_same(config, defining(before), wanted)
+            _require_extension(config, before)
         study = optuna.create_study(
             study_name=config.name,
             storage=storage_of(config.storage_url, one_machine=config.one_machine),
@@ -173,7 +180,15 @@ def create_study(config: StudyConfig) -> Study:
         )
         if study.user_attrs or study.get_trials(deepcopy=False):
             _require_same(config, study.user_attrs.get("config", {}), wanted)
+        own_id = study_id(config)
+        if study.user_attrs.get("study_id", own_id) != own_id:
+            raise ValueError(
+                f"the study {config.name!r} in {mask_secrets(config.storage_url)} belongs to "
+                f"another folder of runs than {config.runs}: give this one another name, or the "
+                "--runs of that one"
+            )
         attributes = {
+            "study_id": own_id,
             "config": wanted,
             "value_names": value_names(config.objective, config.metric),
         }
@@ -184,6 +199,14 @@ def create_study(config: StudyConfig) -> Study:
             study.enqueue_trial(reference(config.space, config.base))
         write_atomic(config.file, config.to_json())
     return study
+
+
+def study_id(config: StudyConfig) -> str:
+    """What tells this study from another of its name; kept in its folder."""
+    path = config.folder / "tracking.json"
+    if not path.exists():
+        write_json(path, {"study_id": secrets.token_hex(8)})
+    return str(read_json(path)["study_id"])
 
 
 def open_study(config: StudyConfig, worker: int) -> Study:
@@ -262,6 +285,19 @@ def defining(config: StudyConfig) -> dict[str, Any]:
         what["sampled"] = config.base.evaluation.levels[:1]
     values: dict[str, Any] = json.loads(json.dumps(what))
     return values
+
+
+def _require_extension(config: StudyConfig, before: StudyConfig) -> None:
+    if config.storage_url != before.storage_url:
+        raise ValueError(
+            f"storage = {mask_secrets(config.storage_url)!r} is not allowed: the trials of the "
+            f"study {config.name!r} are in {mask_secrets(before.storage_url)}"
+        )
+    if config.trials < before.trials:
+        raise ValueError(
+            f"trials = {config.trials} is not allowed: {before.trials} are wanted of the study "
+            f"{config.name!r}, and it can only be more; cancel stops it earlier"
+        )
 
 
 def _require_same(config: StudyConfig, known: Any, wanted: Mapping[str, Any]) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01
 """A schedule may leave so much more of the images than the base's, relatively, and no more."""
+SAME_INFORMATION = 0.005
+"""Linear estimates whose RMSE differ by no more than this, relatively, know the same."""
 IMAGES = 256
 """The first so many training images are measured."""
 DIGITS = 6
@@ -138,6 +140,15 @@ def linear_rmse(blur: DegradationConfig, data: DataConfig) -> float:
     last = cumulative_matrices(blur, data.image_size)[-1:]
     estimate = WienerEstimate(last, EIGHT_BIT_FLOOR if blur.discrete else FLOAT32_FLOOR)
     return rmse(estimate(xT, torch.zeros(len(x0), dtype=torch.int64)), x0)
+
+
+def leaves_more_by(config: RunConfig, base: RunConfig) -> float:
+    """How much better a linear estimate from x_T is than from the base's: above 0 it is better.
+
+    In RMSE, beyond :data:`SAME_INFORMATION`.
+    """
+    own, allowed = (linear_rmse(c.degradation, base.data) for c in (config, base))
+    return allowed * (1 - SAME_INFORMATION) - own
 
 
 def require_equal_terminal(config: RunConfig, base: RunConfig) -> None:

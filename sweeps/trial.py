@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +16,15 @@ from colddiff.files import write_json
 from colddiff.interruption import Interrupted, StopRequest
 from colddiff.journal import read_records
 from colddiff.run_folder import RunFolder
+from colddiff.uris import mask_secrets
 from jobs import environment
 from jobs.tasks import AlreadyRunningError, claim
 from sweeps.desk import Assignment, fail
 from sweeps.lease import HeldLease, LeaseLostError
 from sweeps.objective import intermediate, measure
+from sweeps.patience import Patience
 from sweeps.space import suggest
+from sweeps.storage import failures
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -29,13 +33,13 @@ if TYPE_CHECKING:
     from sweeps.study import StudyConfig
 
 log = logging.getLogger("colddiff.sweeps")
-FAILURES = (RuntimeError, ValueError, ArithmeticError, MemoryError)
-"""What a trial's own parameters bring about: a loss that is not finite, a GPU's memory too small.
-
-Anything else, such as a full disk or a storage that is down, is no fault of the trial: the worker
-ends, and the trial goes on elsewhere or later.
-"""
 LONGEST_MESSAGE = 1000
+
+
+class UnfitError(Exception):
+    """A trial's parameters make no configuration."""
+
+
 Tracked = Callable[[RunFolder], AbstractContextManager[None]]
 """A context in which the record of a run is sent to MLflow."""
 
@@ -51,9 +55,12 @@ class Reporter:
     def __post_init__(self) -> None:
         frozen = self.trial.study.get_trials(deepcopy=False)[self.trial.number]
         self._seen = set(frozen.intermediate_values)
+        self._failing = False
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        """What training calls.
+        """What training calls, which goes on where the storage does not answer.
+
+        The reference is never pruned: there would be nothing to compare the others with.
 
         Raises:
             LeaseLostError: where another worker has taken the trial over.
@@ -62,7 +69,16 @@ class Reporter:
         from optuna import TrialPruned
 
         self.held.check()
-        if self.note(step, metrics) and self.trial.should_prune():
+        try:
+            noted = self.note(step, metrics)
+            hopeless = noted and self.trial.number > 0 and self.trial.should_prune()
+        except failures() as error:
+            if not self._failing:
+                log.warning("the storage does not answer: %s", mask_secrets(str(error)))
+            self._failing = True
+            return
+        self._failing = False
+        if hopeless:
             raise TrialPruned(f"pruned at step {step}")
 
     def note(self, step: int, metrics: Mapping[str, float]) -> bool:
@@ -88,21 +104,39 @@ def carry_out(
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
-    trial, held = assignment.trial, assignment.held
+    trial, held, ask = assignment.trial, assignment.held, Patience(stop)
+    tell = functools.partial(trial.study.tell, trial.number, skip_if_finished=True)
     with held, _released_on_error(held):
         try:
             values = _values(trial, held, study, stop, tracked)
             held.confirm()
-            trial.study.tell(trial.number, list(values), skip_if_finished=True)
+            ask(lambda: tell(list(values)))
             log.info("trial %d is complete: %s", trial.number, ", ".join(map(str, values)))
         except TrialPruned as pruned:
             held.confirm()
-            trial.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+            ask(lambda: tell(state=TrialState.PRUNED))
             log.info("trial %d was %s", trial.number, pruned)
-        except FAILURES as error:
+        except Exception as error:
+            if not is_its_own(error):
+                raise
             held.confirm()
             log.warning("trial %d", trial.number, exc_info=True)
-            fail(trial, f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE])
+            message = f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE]
+            ask(lambda: fail(trial, message))
+
+
+def is_its_own(error: Exception) -> bool:
+    """Whether a trial's own parameters brought the error about, and would again.
+
+    Such are parameters that fit no configuration, a loss that is not finite, and too little memory.
+    Anything else may be the machine's: a broken GPU, a full disk, data that are not there. Then the
+    worker ends, and the trial goes on elsewhere; :class:`sweeps.desk.Desk` gives it up where that
+    happens again and again.
+    """
+    from colddiff.trainer import NonFiniteError
+
+    own = (UnfitError, NonFiniteError, MemoryError)
+    return isinstance(error, own) or (isinstance(error, RuntimeError) and "memory" in str(error))
 
 
 @contextlib.contextmanager
@@ -116,20 +150,29 @@ def _released_on_error(held: HeldLease) -> Iterator[None]:
     except LeaseLostError as error:
         log.warning("%s", error)  # who holds it goes on with it
     except BaseException as error:
-        held.release(f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE])
+        others = isinstance(error, (OSError, *failures()))
+        why = f"{'storage: ' if others else ''}{type(error).__name__}: {error}"
+        held.release(why[:LONGEST_MESSAGE])
         raise
 
 
 def _values(
     trial: Trial, held: HeldLease, study: StudyConfig, stop: StopRequest, tracked: Tracked
 ) -> tuple[float, ...]:
-    config = suggest(study.space, trial, study.base)
-    folder = _run_of(study, config)
-    trial.set_user_attr("run", folder.path.name)
-    trial.set_user_attr("worker", held.lease.holder.worker)
+    def begin() -> tuple[RunConfig, RunFolder, Reporter]:
+        try:
+            config = suggest(study.space, trial, study.base)
+        except ValueError as error:
+            raise UnfitError(str(error)) from error
+        folder = _run_of(study, config)
+        trial.set_user_attr("run", folder.path.name)
+        trial.set_user_attr("worker", held.lease.holder.worker)
+        return config, folder, Reporter(trial, study, held)
+
+    config, folder, reporter = Patience(stop)(begin)
     log.info("trial %d is %s", trial.number, folder.path.name)
     with tracked(folder):
-        _train(folder, Reporter(trial, study, held), stop)
+        _train(folder, reporter, stop)
         return measure(folder, study, stop, config)
 
 
@@ -146,13 +189,13 @@ def _train(folder: RunFolder, reporter: Reporter, stop: StopRequest) -> None:
 
     from colddiff.training import train
 
-    trial, lease = reporter.trial, reporter.held.lease
+    trial, lease, ask = reporter.trial, reporter.held.lease, Patience(stop)
     with _claimed(folder, reporter.held, stop):
         if folder.is_trained and lease.turn == 1 and reporter.study.space != "levels":
-            trial.set_user_attr("repeated", True)
+            ask(lambda: trial.set_user_attr("repeated", True))
         # Of what was trained under another trial, or before a kill came between the two records.
         for record in read_records(folder.journal)[0] if folder.journal.exists() else ():
-            reporter.note(record.step, record.metrics)
+            ask(functools.partial(reporter.note, record.step, record.metrics))
         if folder.is_trained:
             return
         introduction = environment.process() | {"kind": "train", "trial": trial.number}

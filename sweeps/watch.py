@@ -89,12 +89,13 @@ class Sync(Place):
     def __call__(self) -> int:
         """Push the study and its trials; idempotent."""
         from sweeps.record import record_all
-        from sweeps.standing import stored
+        from sweeps.standing import living, stored, survey_workers
 
         config = read_study(self.runs, self.study)
         study = stored(config)
         self.initialise()
-        record_all(study, config, self.uri, self.experiment)
+        working = bool(living(survey_workers(self.runs, self.study)))
+        record_all(study, config, self.uri, self.experiment, working=working)
         say(f"{self.study}: sent")
         return 0
 

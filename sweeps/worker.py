@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("colddiff.sweeps")
 FIRST_WAIT_S = 0.5
-LOOK_S = 0.1
 LONGEST_WAIT_S = 5.0
 
 
@@ -82,26 +80,29 @@ class WorkerTask(Task):
         """
         import optuna
 
+        from sweeps.patience import Patience, wait
         from sweeps.record import Recorder
         from sweeps.study import open_study
         from sweeps.trial import carry_out
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        config = self.study_config()
-        study = open_study(config, self.number)
+        config, ask = self.study_config(), Patience(stop)
+        study = ask(lambda: open_study(config, self.number))
         recorder = Recorder(config, self.tracking_uri, self.experiment)
         desk, wait_s = self.desk(config, study), FIRST_WAIT_S
-        while not desk.is_complete():
-            assignment = desk.next() if stop.signum is None else None
+        while not ask(desk.is_complete):
+            assignment = ask(desk.next) if stop.signum is None else None
             if assignment is None:  # the others work on the rest; one of them may be gone
-                _wait(wait_s, stop)
+                wait(wait_s, stop)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
                 continue
             wait_s = FIRST_WAIT_S
             parent = recorder.parent_run_id if config.space != "levels" else None
             carry_out(assignment, config, stop, functools.partial(self.sent, stop, parent))
-            recorder.trial(study.get_trials(deepcopy=False)[assignment.trial.number])
-            recorder.study(study, last=desk.is_complete())
+            recorder.trial(ask(lambda: study.get_trials(deepcopy=False))[assignment.trial.number])
+            recorder.study(study)
+        # Each says so at its end: of whoever told the last trial it is not sure that it could.
+        recorder.study(study, last=True)
 
     def study_config(self) -> StudyConfig:
         """The study as its file has it now: the number of trials may be raised."""
@@ -150,12 +151,3 @@ def saved_step(config: StudyConfig, trial: FrozenTrial) -> int:
     run = trial.user_attrs.get("run")
     saved = checkpoints(RunFolder(Path(config.runs) / run).checkpoints) if run else []
     return int(saved[-1].stem.removeprefix("step-")) if saved else 0
-
-
-def _wait(seconds: float, stop: StopRequest) -> None:
-    """Wait, but for a signal no longer; raises ``Interrupted`` there."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end or stop.signum is not None:
-        if stop.signum is not None:
-            raise Interrupted(0, stop.signum)
-        time.sleep(LOOK_S)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from jobs.planning import Planned
 from jobs.profiles import Profile
 from jobs.states import Job, find_jobs
 from sweeps.orphans import ORPHAN_AFTER_S
+from sweeps.storage import failures
 from sweeps.study import StudyConfig, create_study
 from sweeps.worker import WorkerTask, worker_name
 
@@ -179,13 +179,7 @@ def last_launch(runs: Path, study: str) -> Entry | None:
 @contextlib.contextmanager
 def storage_errors() -> Iterator[None]:
     """Turn what a database or a proxy raises into :class:`StorageError`."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    kinds: tuple[type[Exception], ...] = (StorageInternalError, SQLAlchemyError)
-    if importlib.util.find_spec("grpc"):  # an optional extra
-        kinds = (*kinds, importlib.import_module("grpc").RpcError)
     try:
         yield
-    except kinds as error:
+    except failures() as error:
         raise StorageError(mask_secrets(f"{type(error).__name__}: {error}")) from None

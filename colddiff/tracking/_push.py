@@ -103,7 +103,8 @@ class _TrackedRun:
         }
         tags = contents.tags(self._environment) | self._identity()
         tags["colddiff.preset"] = self._config.preset
-        if parent_run_id:
+        parent = self._run.data.tags.get("mlflow.parentRunId", parent_run_id)
+        if parent_run_id == parent and parent_run_id:  # else it stays with whom it belongs to
             tags["mlflow.parentRunId"] = parent_run_id
         digest = contents.digest(json.dumps([params, tags]).encode())
         if self._state.get("described") == digest:
