@@ -197,7 +197,7 @@ def _dependency(each: Candidate, new: Jobs, living: Jobs) -> str:
         training = (new | living).get((run, "train"))
         return f"afterok:{training}" if training else ""
     waits = []
-    own = each.job.entry.task.get("runs")
+    own = each.job.entry.task.get("runs") or None
     for word, ids in (("afterok", new), ("afterany", living)):
         needed = {
             job_id.partition("_")[0] if own is None else job_id: None

@@ -41,7 +41,8 @@ def check_storage(url: str, *, one_machine: bool = False) -> None:
             "not hold on network file systems, where it loses or doubles trials. Take a journal "
             "file on a shared disk (the default), or postgresql://host/database"
         )
-    if parts.password is not None or "password" in parse_qs(parts.query):
+    secret = any(name.endswith("password") for name in parse_qs(parts.query))
+    if parts.password is not None or secret:
         raise ValueError(
             f"storage = {mask_secrets(url)!r} is not allowed: leave the password out, it would be "
             "written to study.json. PGPASSWORD and ~/.pgpass are read where the workers run"

@@ -188,8 +188,8 @@ def create_study(config: StudyConfig) -> Study:
                 "--runs of that one"
             )
         attributes = {
-            "study_id": own_id,
             "config": wanted,
+            "study_id": own_id,
             "value_names": value_names(config.objective, config.metric),
         }
         for key, value in attributes.items():

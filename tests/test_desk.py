@@ -113,6 +113,8 @@ def test_a_trial_finished_meanwhile_is_not_taken(config: StudyConfig) -> None:
         ([7, 7, 14, 14], "", False),  # it gets on, though its nodes are taken away
         ([7, 7, 7], "", False),
         ([7, 7, 7, 7], "interrupted by SIGTERM", False),
+        ([7, 7, 7, 7], "RuntimeError: CUDA error: uncorrectable ECC error", True),
+        ([7, 7, 7, 7], "storage: OSError: No space left on device", False),
     ],
 )
 def test_a_trial_that_kills_its_workers_is_given_up(
@@ -135,7 +137,8 @@ def test_a_trial_that_kills_its_workers_is_given_up(
     trial = study.get_trials(deepcopy=False)[0]
     assert trial.state.name == ("FAIL" if is_given_up else "RUNNING")
     if is_given_up:
-        assert trial.user_attrs["error"] == f"its last 3 workers died at step {now} without a word"
+        why = released or "without a word"
+        assert trial.user_attrs["error"] == f"its last 3 workers ended at step {now}: {why}"
 
 
 def test_after_too_many_failures_the_worker_stops_and_names_them(config: StudyConfig) -> None:

@@ -50,6 +50,7 @@ def test_journals_by_path_and_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyP
 REFUSED = {
     "sqlite:///s.db": "SQLite's locks do not hold on network file systems",
     "postgresql://me:word@host/db": "PGPASSWORD and ~/.pgpass",
+    "postgresql://host/db?user=me&password=word": "PGPASSWORD and ~/.pgpass",
     "grpc://host": "it must be grpc://host:port",
     "grpc://:12": "it must be grpc://host:port",
     "grpc://host:port": "is no address",

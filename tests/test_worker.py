@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import random
 import signal
 import tempfile
 import time
@@ -14,7 +16,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import ThresholdPruner
+from optuna.storages import JournalStorage
 from run_comparison import assert_identical
 from studies import created, raised, recipe, run_of, small_study, states, worker
 from tiny import tiny
@@ -27,9 +31,10 @@ from jobs.tasks import claim
 from sweeps import trial as trial_module
 from sweeps.desk import Counts, TooManyFailuresError
 from sweeps.lease import Holder, Leases
+from sweeps.patience import wait
 from sweeps.study import StudyConfig, open_study
 from sweeps.trial import Reporter, carry_out
-from sweeps.worker import WorkerTask, _wait, saved_step
+from sweeps.worker import WorkerTask, saved_step
 
 TESTS = Path(__file__).parent
 
@@ -139,19 +144,20 @@ def test_a_stop_between_training_and_measuring_loses_nothing(
 
 
 def test_a_pruned_trial_counts_and_its_run_says_so(runs: Path) -> None:
-    config = small_study(runs, trials=1)
-    study = created(config)
+    config = small_study(runs, trials=2)
+    study = created(config, recipe(1))
     opened = open_study(config, 0)
     opened.pruner = ThresholdPruner(upper=0.0, n_warmup_steps=15)
+    take_one(config, worker(config), opened)  # the reference, which is never pruned
     take_one(config, worker(config), opened)
-    (trial,) = study.trials
-    assert trial.state.name == "PRUNED"
+    trial = study.trials[1]
+    assert states(study) == ["COMPLETE", "PRUNED"]
     assert sorted(trial.intermediate_values) == [10, 20]
     status = run_of(config, trial).status()
     assert status is not None
     assert (status.state, status.message) == ("interrupted", "pruned at step 20")
     worker(config)()  # finds nothing to do
-    assert states(study) == ["PRUNED"]
+    assert states(study) == ["COMPLETE", "PRUNED"]
 
 
 def test_failures_are_replaced_until_they_are_too_many(
@@ -173,10 +179,64 @@ def test_failures_are_replaced_until_they_are_too_many(
     assert study.trials[0].user_attrs["error"] == "RuntimeError: CUDA out of memory"
 
     raised(config, 3)
-    failures = [ValueError("wrong")] * 9
-    with pytest.raises(TooManyFailuresError, match="ValueError: wrong"):
+    failures = [MemoryError("too wide")] * 9
+    with pytest.raises(TooManyFailuresError, match="MemoryError: too wide"):
         worker(config, failed_before=1)()
     assert Counts.of(study.trials) == Counts(finished=2, running=0, waiting=0, failed=6)
+
+
+def test_a_broken_machine_fails_no_trial(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker ends; the trial goes on elsewhere, and is given up where that ends alike."""
+    config = small_study(runs, trials=1, base=tiny(steps=6, validate_every=6))
+    study = created(config)
+    measure = trial_module.measure
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+    for number in range(4):  # the first one took it at step 0
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="ECC"):
+            patch.setattr(trial_module, "measure", broken)
+            worker(config, number)()
+        assert states(study) == ["RUNNING"]
+    first = leases_of(config).history(0)[0]
+    assert first.released.startswith("RuntimeError: CUDA error")
+
+    monkeypatch.setattr(trial_module, "measure", measure)
+    worker(config, 4)()
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert "RuntimeError: CUDA error" in study.trials[0].user_attrs["error"]
+
+
+def test_a_storage_that_is_away_for_a_while_ends_no_worker(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_study(runs, trials=2)
+    study = created(config)
+    monkeypatch.setattr("sweeps.patience.FIRST_PAUSE_S", 0.01)
+    rng = random.Random(0)
+    for name in ("get_all_trials", "set_trial_user_attr", "set_trial_intermediate_value",
+                 "set_trial_state_values", "create_new_trial"):  # fmt: skip
+        monkeypatch.setattr(JournalStorage, name, now_and_then(getattr(JournalStorage, name), rng))
+    worker(config)()
+    monkeypatch.undo()
+    assert states(study) == ["COMPLETE"] * 2
+    assert "the storage does not answer" in caplog.text
+
+
+def now_and_then(method: Any, rng: random.Random) -> Any:
+    """The method, which fails every third time, before or after it has done its work."""
+
+    @functools.wraps(method)
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if rng.random() < 1 / 6:
+            raise StorageInternalError("the server closed the connection")
+        answer = method(*args, **kwargs)
+        if rng.random() < 1 / 6:
+            raise StorageInternalError("the server closed the connection")
+        return answer
+
+    return failing
 
 
 def test_a_full_disk_fails_no_trial(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,11 +327,11 @@ def test_a_worker_that_waits_heeds_a_signal_at_once() -> None:
     stop.signum = signal.SIGUSR2
     began = time.monotonic()
     with pytest.raises(Interrupted) as interruption:
-        _wait(60, stop)
+        wait(60, stop)
     assert interruption.value.signum == signal.SIGUSR2
     assert time.monotonic() - began < 5
     stop.signum = None
-    _wait(0.2, stop)
+    wait(0.2, stop)
     assert time.monotonic() - began >= 0.2
 
 
