@@ -332,3 +332,21 @@ def test_status_shows_rate_and_time_left_of_a_running_run(place: Path) -> None:
     assert shown.state == "running"
     assert shown.seconds_left == pytest.approx(8 * 8 / 0.5)
     assert shown.cells()[4:6] == ("0", "2min")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--profile", "gpu"], "--profile is not allowed with --cluster local"),
+        (["--sbatch", "time=1"], "--sbatch is not allowed with --cluster local"),
+        (["--cluster", "debug", "--ranks", "2"], "--ranks is not allowed with --cluster debug"),
+        (["--cluster", "slurm", "--at-once", "2"], "on Slurm the profile says how many GPUs"),
+    ],
+)
+def test_options_of_another_cluster_are_refused(
+    words: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = ["--runs", str(tmp_path / "runs"), "--offline"]
+    assert main(["train", "--preset", "demo", *runs, *words]) == 2
+    assert said in capfd.readouterr().err
+    assert not (tmp_path / "runs" / "jobs.jsonl").exists()

@@ -417,6 +417,29 @@ def test_gpus_cannot_be_given_beside_those_in_gres() -> None:
     assert made.overridden(["gres=", "gpus=2"]).gpus_per_node == 2
 
 
+@pytest.mark.parametrize(
+    ("gres", "one"),
+    [
+        ("", ""),
+        ("gpu", "gpu"),
+        ("gpu:4", "gpu:1"),
+        ("gpu:a100:4", "gpu:a100:1"),
+        ("lscratch:100,gpu:a100:4", "lscratch:100,gpu:a100:1"),
+    ],
+)
+def test_what_cannot_be_shared_gets_one_process(gres: str, one: str) -> None:
+    made = profile(gres=gres, nodes=3)
+    assert (made.single.gres, made.single.nodes) == (one, 1)
+    assert made.single.processes_per_node == 1
+    several = profile(gpus=0 if gres else 4, gres=gres, tasks_per_node=0)
+    assert several.single.processes_per_node == 1
+
+
+def test_ranks_of_a_node_do_not_keep_a_profile_from_being_single() -> None:
+    made = profile(gpus=4, tasks_per_node=4)
+    assert (made.single.gpus, made.single.processes_per_node) == (1, 1)
+
+
 # Keeping
 
 

@@ -27,6 +27,7 @@ from sweeps.space import (
     reference,
     suggest,
 )
+from sweeps.terminal import linear_rmse
 
 SPACES: tuple[SpaceName, ...] = ("schedule", "steps", "levels", "paper", "recipe")
 SCHEDULES: tuple[SpaceName, ...] = ("schedule", "steps", "paper")
@@ -79,6 +80,31 @@ def test_a_weaker_schedule_cannot_enter(monkeypatch: pytest.MonkeyPatch) -> None
     trial = FixedTrial({"T": 6, "exponent": 2.0, "kernel_size": 11, "padding": "circular"})
     with pytest.raises(ValueError, match="blurring less is no way to restore better"):
         suggest("schedule", trial, tiny())
+
+
+def test_what_tells_more_of_the_images_is_not_feasible() -> None:
+    base = tiny()
+    study = optuna.create_study()
+    found = set()
+    for T, exponent in ((4, 1.0), (4, 4.0), (10, 1.0), (10, 0.25), (6, 2.0)):
+        values = {"T": T, "exponent": exponent, "kernel_size": 11, "padding": "circular"}
+        study.enqueue_trial(values)
+        trial = study.ask()
+        config = suggest("schedule", trial, base)
+        suggest("schedule", trial, base)  # as who goes on with it does, without a warning
+        own, allowed = (linear_rmse(c.degradation, c.data) for c in (config, base))
+        (excess,) = trial.constraints.values()
+        assert (excess > 0) == (own < 0.995 * allowed)
+        found.add(excess > 0)
+    assert found == {True, False}
+
+
+@pytest.mark.parametrize("preset_name", ["cifar10", "celeba"])
+def test_steps_keep_the_shape_of_the_base(preset_name: str) -> None:
+    base = dataclasses.replace(preset(preset_name), data=tiny().data)
+    base = replaced(base, "degradation", T=12)
+    config = configured("steps", {"T": 8}, base)[0]
+    assert config.degradation.exponent == reference("schedule", base)["exponent"] > 1.05
 
 
 @pytest.mark.parametrize("space", SPACES)

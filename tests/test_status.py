@@ -278,6 +278,20 @@ def test_without_accounting_the_queue_remembers_for_a_while(
     assert state_of(folder) == "new"
 
 
+def test_without_accounting_a_report_is_found_by_what_it_made(
+    folder: RunFolder, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    out = tmp_path / "reports"
+    report = ReportTask("report-x", "", "x", "tiny", str(out)).to_dict()
+    submitted(folder, "14", run="report-x", kind="report", task=report, time_ms=0)
+    slurm.fail("sacct", "Slurm accounting storage is disabled")
+    assert "report-x" in Status(runs=folder.path.parent).text()
+    assert "finished" not in Status(runs=folder.path.parent).text()
+    out.mkdir()
+    (out / "figure3.md").touch()
+    assert "finished" in Status(runs=folder.path.parent).text()
+
+
 def test_one_question_for_many_runs(tmp_path: Path, slurm: FakeSlurm) -> None:
     folders = [RunFolder.create(tmp_path / "runs", tiny(seed=seed)) for seed in range(100)]
     for index, folder in enumerate(folders):

@@ -185,6 +185,45 @@ def test_what_was_killed_between_its_steps_is_completed(tmp_path: Path) -> None:
         assert open_study(config, 0).ask().number == 0
 
 
+def test_a_study_keeps_its_storage(tmp_path: Path) -> None:
+    """Else the same command without --storage would begin it anew, beside its workers."""
+    kept = small(tmp_path, storage=str(tmp_path / "elsewhere.log"))
+    create_study(kept)
+    with pytest.raises(ValueError, match="the trials of the study 's' are in journal://"):
+        create_study(small(tmp_path))
+    assert StudyConfig.from_json(kept.file.read_text()) == kept
+    assert not (kept.folder / "journal.log").exists()
+
+
+def test_paths_of_storages_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, kept in (
+        ("trials.log", f"journal://{tmp_path}/trials.log"),
+        ("sqlite:///s.db", f"sqlite:///{tmp_path}/s.db"),
+        ("postgresql://host/db", "postgresql://host/db"),
+        ("", ""),
+    ):
+        assert small(tmp_path, storage=given, one_machine=True).storage == kept
+
+
+def test_a_study_belongs_to_one_folder_of_runs(tmp_path: Path) -> None:
+    """Whose leases say who works on which trial: others would take live trials for orphans."""
+    shared = str(tmp_path / "shared.log")
+    create_study(small(tmp_path / "ann", storage=shared))
+    with pytest.raises(ValueError, match="belongs to another folder of runs"):
+        create_study(small(tmp_path / "ben", storage=shared))
+    create_study(small(tmp_path / "ann", storage=shared))
+
+
+def test_a_study_does_not_shrink(tmp_path: Path) -> None:
+    config = small(tmp_path, trials=9)
+    create_study(config)
+    with pytest.raises(ValueError, match="trials = 8 is not allowed: 9 are wanted"):
+        create_study(dataclasses.replace(config, trials=8))
+    create_study(dataclasses.replace(config, trials=10))
+    assert StudyConfig.from_json(config.file.read_text()).trials == 10
+
+
 def test_a_study_must_be_created_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no study 's' in its storage: create it before"):
         open_study(small(tmp_path), 0)

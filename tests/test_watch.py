@@ -20,14 +20,16 @@ import pytest
 from fake_slurm import FakeSlurm, finished, install, submitted
 from tiny import replaced, tiny
 
-from colddiff.config import RunConfig
+from colddiff.config import GenerationConfig, RunConfig
 from colddiff.run_folder import RunFolder
 from jobs.follow import follow
 from jobs.ledger import Entry, Ledger
-from jobs.slurm import SlurmError
+from jobs.planning import plan
+from jobs.slurm import SlurmError, elements
+from jobs.states import living_jobs
 from jobs.status import row
 from jobs.survey import survey
-from jobs.tasks import EvaluateTask, ReportTask, TrainTask, claim, from_dict
+from jobs.tasks import EvaluateTask, GenerateTask, ReportTask, TrainTask, claim, from_dict
 from jobs.watch import Cancel, Logs, Retry, Status, Sync
 
 ROOT = Path(__file__).parent.parent
@@ -211,6 +213,80 @@ def test_cancel_by_name(runs: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixt
     assert Cancel(runs=runs, names=(names[0],))() == 0
     assert capsys.readouterr().out == f"{names[0]}: nothing to cancel\n"
     assert len(slurm.calls("scancel")) == 1
+
+
+def test_cancel_finds_both_generations_of_a_run(runs: Path, slurm: FakeSlurm) -> None:
+    folder = make(runs)
+    tasks = [GenerateTask(str(folder.path), settings=GenerationConfig(n=n)) for n in (64, 128)]
+    for index, task in enumerate(tasks):
+        submitted(folder, f"1{index}", kind="generate", task=task.to_dict())
+    slurm.queue(pending("10", "Priority"), running("11"))
+    finished(folder, CONFIG)
+    planned = plan(tasks, living_jobs(runs, [folder.path.name]))
+    assert [(each.wanted, each.found.split(" ")[0]) for each in planned] == [
+        (False, "queued"),
+        (False, "running"),
+    ]
+    assert Cancel(runs=runs, names=(folder.path.name,))() == 0
+    assert slurm.calls("scancel") == ["10 11"]
+    # Of those that are gone only the last one tells how the run stands.
+    slurm.queue()
+    assert [job.entry.job_id for job in survey(runs).jobs] == ["11"]
+
+
+def test_runs_of_another_folder_are_refused(runs: Path, slurm: FakeSlurm, tmp_path: Path) -> None:
+    """They may have the names of runs here, and jobs of their own."""
+    make(runs)
+    other = make(tmp_path / "other")
+    submitted(make(runs))
+    slurm.queue(running("12"))
+    with pytest.raises(ValueError, match=f"give --runs {tmp_path / 'other'}"):
+        Cancel(runs=runs, names=(str(other.path),))()
+    assert slurm.calls("scancel") == []
+    assert Cancel(runs=runs, names=(str(runs / other.path.name),))() == 0
+    assert slurm.calls("scancel") == ["12"]
+
+
+def test_elements_cancelled_before_their_start_are_not_retried(
+    runs: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slurm keeps one line for all of them."""
+    for index in range(3):
+        submitted(make(runs, index), f"12_{index}")
+    never = "0:0|None assigned|00:00:00|100M|04:00:00|None"
+    slurm.account(ended("12_0", "CANCELLED by 0", "0:0"), f"12_[1-2%1]|CANCELLED by 0|{never}")
+    assert Retry(runs=runs)() == 0
+    assert capsys.readouterr().out.count("no: name it to take it up again") == 3
+    assert not slurm.calls("sbatch")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("12", ["12"]),
+        ("12_3", ["12_3"]),
+        ("12_[3]", ["12_3"]),
+        ("12_[0,4-6%2]", ["12_0", "12_4", "12_5", "12_6"]),
+        ("12.batch", ["12.batch"]),
+    ],
+)
+def test_names_of_array_elements(name: str, expected: list[str]) -> None:
+    assert elements(name) == expected
+
+
+def test_ctrl_c_on_local_jobs_leaves_those_on_slurm_alone(
+    runs: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(runs)
+    submitted(folder, "12")
+    slurm.queue(running("12"))
+
+    def interrupted(self: object, now: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.follow._Following.rows", interrupted)
+    assert follow(runs, [folder.path.name], "local") == 130
+    assert slurm.calls("scancel") == []
 
 
 def test_cancel_all_and_what_is_refused(
