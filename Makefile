@@ -52,6 +52,7 @@ test-slurm: $(READY)  ## tests on a real Slurm; as root, gets Debian's packages 
 
 bench: $(READY)  ## speed, as ratios to plain references
 	$(BIN)/python benchmarks/degradation.py
+	$(BIN)/python benchmarks/sweep_overhead.py
 
 clean:  ## remove what make made; runs and MLflow's record stay
 	rm -rf $(VENV) reports .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
