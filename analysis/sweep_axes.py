@@ -117,6 +117,14 @@ def varying(study: Study) -> list[str]:
     return sorted(names, key=lambda name: -shares.get(name, 0.0))
 
 
+def plane_axes(study: Study) -> tuple[str, str] | None:
+    """What a trial costs, and what shapes its schedule or list of levels; None unless both vary."""
+    names = varying(study)
+    cost = [name for name in ("T", "calls") if name in names]
+    shape = [name for name in ("exponent", "ratio") if name in names]
+    return (cost[0], shape[0]) if cost and shape else None
+
+
 def limits(study: Study, index: int = 0) -> tuple[float, float]:
     """Ends of an axis of values: a few disasters must not squeeze all others into a line."""
     sign = study.objectives[index].sign
@@ -157,6 +165,13 @@ def scatter(
                 zorder=4,
             )
     return dots
+
+
+def pierce(axes: Axes, trials: Sequence[Trial], xs: Sequence[float], ys: Sequence[float]) -> None:
+    """A hole in the dots of those trials that leave more of the images than the reference."""
+    holes = [(x, y) for trial, x, y in zip(trials, xs, ys, strict=True) if trial.leaves_more]
+    if holes:
+        axes.plot(*zip(*holes, strict=True), ".", color="white", markersize=3, zorder=4)
 
 
 def marked(study: Study) -> list[tuple[Trial, dict[str, Any], str]]:

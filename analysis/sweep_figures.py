@@ -17,6 +17,8 @@ from analysis.sweep_axes import (
     colors_of,
     limits,
     marked,
+    pierce,
+    plane_axes,
     scatter,
     varying,
 )
@@ -85,13 +87,15 @@ def _history(axes: Axes, study: Study, row: int) -> None:
     numbers = [trial.number for trial in trials]
     values = [value(trial, row) for trial in trials]
     scatter(axes, numbers, values, ends, color=BLUE, label="trial")
+    pierce(axes, trials, numbers, values)
     fair = [trial for trial in trials if not trial.leaves_more]
     best = [
         objective.sign * min(objective.sign * value(each, row) for each in fair[: i + 1])
         for i in range(len(fair))
     ]
-    places = [trial.number for trial in fair]
-    axes.step(places, best, where="post", color=ORANGE, label="best so far")
+    axes.step(
+        [trial.number for trial in fair], best, where="post", color=ORANGE, label="best so far"
+    )
     if study.reference:
         axes.axhline(value(study.reference, row), color=BLACK, linestyle=":", linewidth=1)
     _mark(axes, study, lambda trial: (trial.number, value(trial, row)))
@@ -162,17 +166,10 @@ def _slice(axes: Axes, study: Study, index: int, name: str) -> None:
     ys = [value(trial, index) for trial in study.measured]
     numbers = [trial.number for trial in study.measured]
     scatter(axes, scale.spread(xs), ys, ends, c=numbers, cmap="cividis")
+    pierce(axes, study.measured, scale.spread(xs), ys)
     _mark(axes, study, lambda trial: (scale.at(trial.used[name]), value(trial, index)))
     scale.draw(axes.xaxis)
     axes.set(xlabel=name, ylim=ends)
-
-
-def plane_axes(study: Study) -> tuple[str, str] | None:
-    """What a trial costs, and what shapes its schedule or list of levels; None unless both vary."""
-    names = varying(study)
-    cost = [name for name in ("T", "calls") if name in names]
-    shape = [name for name in ("exponent", "ratio") if name in names]
-    return (cost[0], shape[0]) if cost and shape else None
 
 
 def plane(study: Study) -> Figure:
@@ -185,9 +182,13 @@ def plane(study: Study) -> Figure:
     x, y = names
     trials = study.ranked[::-1]  # the best on top
     colors, palette = colors_of(study)
+    xs, ys = (
+        [scale.at(trial.used[name]) for trial in trials]
+        for name, scale in ((x, x_scale), (y, y_scale))
+    )
     dots = axes.scatter(
-        [x_scale.at(trial.used[x]) for trial in trials],
-        [y_scale.at(trial.used[y]) for trial in trials],
+        xs,
+        ys,
         c=[value(trial) for trial in trials],
         cmap=palette,
         norm=colors,
@@ -196,6 +197,7 @@ def plane(study: Study) -> Figure:
         linewidths=0.5,
         zorder=3,
     )
+    pierce(axes, trials, xs, ys)
     for trial, style, label in marked(study):
         place = x_scale.at(trial.used[x]), y_scale.at(trial.used[y])
         ring = {"marker": style["marker"], "markersize": style["markersize"] + 4, "mew": 1.5}

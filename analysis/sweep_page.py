@@ -25,7 +25,8 @@ LINEAR = (
     "restores better has then been given more, so they cannot be the best."
 )
 CAPTIONS = {
-    "history": "Every trial's value, and the best so far. Triangles lie beyond the axis.",
+    "history": "Every trial's value, and the best so far. Triangles lie beyond the axis. Dots with "
+    "a hole, here and below: schedules that leave more of the images than the reference's.",
     "pareto": "Quality against cost; numbers are those of the trials that none beats in both.",
     "importances": "How much of the differences between the trials each parameter accounts for.",
     "slices": "The values against each parameter, as the runs used it; darker dots came first.",
