@@ -19,7 +19,7 @@ from colddiff.tracking import TrackingError
 from colddiff.uris import absolute_uri, default_uri, is_server, mask_secrets, sqlite_path
 from jobs.cluster import Cluster, SlurmJobs, Submitted, run_here
 from jobs.ledger import Entry, Ledger, Work
-from jobs.planning import Planned, aligned, plan
+from jobs.planning import Planned, plan, table
 from jobs.states import Job, living_jobs
 from jobs.tasks import AnyTask, Task
 
@@ -95,10 +95,7 @@ class Launch(Place):
         dependency: str = "",
     ) -> int:
         """Carry out or submit what there is to do, and say so; the exit code."""
-        self.check_options()
-        profile = self.slurm_profile() if self.cluster == "slurm" else None
-        if profile is not None:
-            self.refuse_shared_sqlite(len(tasks), profile)
+        profile = self.checked_profile(len(tasks))
         if self.dry_run:
             return self.preview(plan(tasks, self._living(tasks), configs), profile)
         if self.cluster == "debug":
@@ -148,6 +145,18 @@ class Launch(Place):
         for part in wanted.submit():
             self._record(part, profile, code, done)
         return done
+
+    def checked_profile(self, jobs: int) -> Profile | None:
+        """The resources of so many jobs on Slurm, None elsewhere.
+
+        Raises ``ValueError`` for options that do not go together.
+        """
+        self.check_options()
+        if self.cluster != "slurm":
+            return None
+        profile = self.slurm_profile()
+        self.refuse_shared_sqlite(jobs, profile)
+        return profile
 
     def check_options(self) -> None:
         """Raise ``ValueError`` for options that mean nothing to the chosen cluster."""
@@ -290,15 +299,6 @@ def _describe(folder: Path, job: Submitted, entry: Entry, code: Snapshot) -> Non
     if job.script is not None and job.script.exists():
         write_atomic(file.with_suffix(".sh"), job.script.read_text())
     link(folder, code)
-
-
-def table(planned: Sequence[Planned], submitted: Mapping[tuple[str, str], Submitted]) -> str:
-    """What was found, and what was submitted, run by run."""
-    rows = [("run", "work", "found", "job")]
-    for each in planned:
-        job = submitted.get((each.task.run, each.task.kind))
-        rows.append((each.task.run, each.task.kind, each.found, job.job_id if job else ""))
-    return aligned(rows)
 
 
 def say(text: str) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from colddiff.config import RunConfig
 from colddiff.run_folder import RunFolder
 from jobs.ledger import Work, work_of
 from jobs.states import Job
 from jobs.tasks import AnyTask, EvaluateTask, Task, TrainTask, is_claimed
+
+if TYPE_CHECKING:
+    from jobs.cluster import Submitted
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,15 @@ def _is_evaluated(folder: RunFolder, task: EvaluateTask) -> bool:
     from colddiff.evaluation import is_evaluated
 
     return is_evaluated(folder, task.evaluation)
+
+
+def table(planned: Sequence[Planned], submitted: Mapping[tuple[str, str], Submitted]) -> str:
+    """What was found, and what was submitted, run by run."""
+    rows = [("run", "work", "found", "job")]
+    for each in planned:
+        job = submitted.get((each.task.run, each.task.kind))
+        rows.append((each.task.run, each.task.kind, each.found, job.job_id if job else ""))
+    return aligned(rows)
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:

@@ -11,8 +11,8 @@ from colddiff.config import RunConfig
 from colddiff.run_folder import RunFolder
 from jobs.cluster import Submitted
 from jobs.ledger import Ledger, Work, work_of
-from jobs.options import say, table
-from jobs.planning import Planned, plan
+from jobs.options import say
+from jobs.planning import Planned, plan, table
 from jobs.profiles import Profile
 from jobs.states import Job, living_jobs
 from jobs.tasks import EvaluateTask, ReportTask, TrainTask
@@ -68,10 +68,9 @@ class Reproduce(Seeded):
     def _chain(
         self, training: Sequence[TrainTask], report: ReportTask, known: Mapping[str, RunConfig]
     ) -> int:
-        self.check_options()
-        profile = self.slurm_profile()
+        profile = self.checked_profile(len(training))
+        assert profile is not None, "a chain is Slurm's"
         single = profile.single  # which may be refused, so before anything is submitted
-        self.refuse_shared_sqlite(len(training), profile)
         if self.dry_run:
             return self._preview_chain(training, report, known, single)
         with Ledger(self.runs).launching():

@@ -33,6 +33,7 @@ class Seeded(Launch):
         from colddiff.data import load_images
         from colddiff.optimisation import resolve_device
 
+        self.checked_profile(len(dict.fromkeys(self.seeds)) or 1)
         config = labelled(self.placed(self.run))
         if self.cluster != "slurm":  # whose login nodes have other devices than its jobs
             resolve_device(config.training.device)

@@ -10,7 +10,7 @@ from tyro.conf import Suppress, arg
 
 from colddiff.config import GenerationConfig, RunConfig
 from colddiff.presets import labelled, preset
-from jobs.options import Launch
+from jobs.options import Launch, say
 from jobs.profiles import Profile
 from sweeps.objective import Metric, ObjectiveName
 from sweeps.space import SpaceName
@@ -31,6 +31,13 @@ class Workers(Launch):
     ranks: Annotated[int, Suppress] = 1
     orphan_after: Annotated[float, arg(metavar="MINUTES")] = 30.0
     """How long a trial waits for its requeued job before another worker takes it over."""
+
+    def say_where(self) -> None:
+        """Say where the study is to be seen."""
+        if self.offline:
+            say(f"MLflow: python sweeps/launch.py sync --study {self.study} sends it from here")
+            return
+        super().say_where()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from colddiff.uris import mask_secrets
 from jobs.cluster import run_here
 from jobs.ledger import Entry, Ledger
-from jobs.options import Launch, say, table
-from jobs.planning import Planned
+from jobs.options import Launch, say
+from jobs.planning import Planned, table
 from jobs.profiles import Profile
 from jobs.states import Job, find_jobs
 from sweeps.orphans import ORPHAN_AFTER_S

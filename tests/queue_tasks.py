@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -73,6 +74,19 @@ class Broken(Task):
 
     def __call__(self) -> str:
         raise ValueError("this is broken")
+
+
+class Lonely(Task):
+    """Rank 1 fails, and rank 0 waits for it, deaf to signals."""
+
+    kind = "lonely"
+
+    def __call__(self) -> str:
+        if ranks().rank:
+            raise ValueError("this rank is broken")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(0.02)
 
 
 class Busy(Task):

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from queue_tasks import Broken, Busy, Long, Nap
+from queue_tasks import Broken, Busy, Lonely, Long, Nap
 from run_comparison import assert_identical
 from tiny import tiny
 
@@ -383,6 +383,20 @@ def test_a_requeued_training_goes_on_in_its_slot(place: Path, uninterrupted: Run
     assert first == 0 and 10 <= second < STEPS
     assert_identical(folder, uninterrupted)
     assert launch.log.count("starts on") == 2  # the queue saw one job
+
+
+def test_a_rank_that_fails_takes_the_others_along(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "sitecustomize.py").write_text(
+        "import jobs.local.queue as queue\nqueue.GRACE_S = 0.5\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{place}:{TESTS}")
+    launch = Launch(place, Lonely(str(place / "lonely")), nap(place, "a"), ranks=2)
+    launch.wait()
+    assert note(place, "a")["end"]
+    assert "rank 1 has gone, the others end" in launch.log
+    assert "job 0 (lonely lonely) failed" in launch.log
 
 
 def test_submitits_time_limit_starts_a_job_again(

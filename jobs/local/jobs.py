@@ -79,7 +79,12 @@ class Job:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()} {socket.gethostname()}".encode())
 
-    def terminate(self) -> bool:
+    def ranks_gone(self) -> list[int]:
+        """Those of its processes that were there and have ended."""
+        locks = [lock for lock in self.folder.glob("rank-*.lock") if not is_held(lock)]
+        return [int(lock.stem.removeprefix("rank-")) for lock in locks]
+
+    def terminate(self, signum: int = signal.SIGTERM) -> bool:
         """Tell its processes to save and end; False where there are none.
 
         Raises:
@@ -95,7 +100,7 @@ class Job:
                     f"{self.folder}: its processes run on {host}: end them there"
                 )
             with contextlib.suppress(ProcessLookupError):  # it has just ended
-                os.kill(int(pid), signal.SIGTERM)
+                os.kill(int(pid), signum)
             told = True
         return told
 

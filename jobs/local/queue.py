@@ -20,6 +20,7 @@ import logging
 import os
 import pickle
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,8 @@ TIMEOUT_MINUTES = 7 * 24 * 60
 """submitit interrupts local jobs after this time, and starts them again; its default is 5 min."""
 TIMEOUT_NOTICE_S = 120
 POLL_S = 0.2
+GRACE_S = 60.0
+"""How long the ranks of a job that has lost one may take to save."""
 YIELD_S = 1.0
 """How long a queue leaves a slot that got free to the queues of other launches."""
 
@@ -81,6 +84,8 @@ class Queue:
         self.waiting = [Job(folder, number) for number in range(len(plan.tasks))]
         self.running: dict[Job, Started] = {}
         self.told: set[Job] = set()
+        self.incomplete: dict[Job, float] = {}
+        """Since when a rank is missing."""
         self.failed = 0
 
     def work(self, stop: StopRequest) -> int:
@@ -94,6 +99,7 @@ class Queue:
                 for job in [*self.waiting, *self.running]:
                     job.cancelled.touch()
             self.heed_cancellations()
+            self.end_incomplete()
             if self.collect():
                 yielding_until = time.monotonic() + YIELD_S
             while time.monotonic() >= yielding_until and self.start_next():
@@ -111,6 +117,24 @@ class Queue:
             if job.cancelled.exists() and job.terminate():
                 log.info("%s was cancelled", self.name(job))
                 self.told.add(job)
+
+    def end_incomplete(self) -> None:
+        """End jobs of which a rank failed or was cancelled: the others might wait for it for long.
+
+        They are told first, and have :data:`GRACE_S` to save.
+        """
+        for job, started in self.running.items():
+            gone = job.ranks_gone()
+            if not gone or not job.lives():
+                continue
+            if not job.cancelled.exists() and all(_succeeded(started.process, k) for k in gone):
+                continue  # rank 0 evaluates when the others have left
+            since = self.incomplete.setdefault(job, time.monotonic())
+            if job not in self.told and job.terminate():
+                log.info("%s: rank %d has gone, the others end", self.name(job), gone[0])
+                self.told.add(job)
+            if time.monotonic() - since > GRACE_S:
+                job.terminate(signal.SIGKILL)
 
     def collect(self) -> bool:
         """Free the slots of jobs that ended; whether there were any."""
@@ -152,8 +176,8 @@ class Queue:
 
     def outcome(self, process: Any) -> str:
         """How a job ended, and a note of it where it failed."""
-        results = [process.task(rank).paths.result_pickle for rank in range(self.plan.ranks)]
-        kinds = [pickle.loads(path.read_bytes())[0] for path in results if path.exists()]
+        found = [_result(process, rank) for rank in range(self.plan.ranks)]
+        kinds = [kind for kind in found if kind]
         if "error" in kinds:
             self.failed += 1
             return "failed"
@@ -164,6 +188,16 @@ class Queue:
         """For the log."""
         task = self.plan.tasks[job.number]
         return f"job {job.number} ({task.kind} {task.run})"
+
+
+def _result(process: Any, rank: int) -> str:
+    """What submitit says of a rank's end: success, error, or nothing where it left on a signal."""
+    path = process.task(rank).paths.result_pickle
+    return str(pickle.loads(path.read_bytes())[0]) if path.exists() else ""
+
+
+def _succeeded(process: Any, rank: int) -> bool:
+    return _result(process, rank) == "success"
 
 
 def submit_locally(
