@@ -179,9 +179,9 @@ class Launch(Place):
 
     def slurm_profile(self) -> Profile:
         """The resources of Slurm jobs; raises ``ValueError`` for what is no profile."""
-        from jobs.profiles import Profile, load_profile
+        from jobs.profiles import load_profile
 
-        return self.adjusted(load_profile(self.profile) if self.profile else Profile())
+        return self.adjusted(load_profile(self.profile or ""))
 
     def adjusted(self, profile: Profile) -> Profile:
         """The profile with the command line's overrides; raises ``ValueError`` for bad ones."""

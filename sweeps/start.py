@@ -13,8 +13,9 @@ from colddiff.presets import labelled, preset
 from jobs.options import Launch, say
 from jobs.profiles import Profile
 from sweeps.objective import Metric, ObjectiveName
+from sweeps.samplers import PrunerName, SamplerName
 from sweeps.space import SpaceName
-from sweeps.study import PrunerName, SamplerName, StudyConfig, read_study
+from sweeps.study import StudyConfig, read_study
 from sweeps.workers import Team, last_launch
 
 

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock
 
@@ -20,18 +20,14 @@ from colddiff.files import read_json, write_atomic, write_json
 from colddiff.schema import Checked, build, elsewhere, identity, require
 from colddiff.uris import mask_secrets
 from sweeps.objective import Metric, ObjectiveName, directions, value_names
+from sweeps.samplers import PrunerName, SamplerName, build_pruner, build_sampler
 from sweeps.space import SpaceName, check_base, grid, reference
 from sweeps.storage import absolute_storage, check_storage, storage_of
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
 
 __all__ = ["StudyConfig", "create_study", "open_study", "read_study", "storage_of"]
-
-SamplerName = Literal["auto", "tpe", "gp", "nsga2", "random", "grid"]
-PrunerName = Literal["none", "median", "hyperband"]
 
 
 @dataclass(frozen=True)
@@ -233,49 +229,6 @@ def open_study(config: StudyConfig, worker: int) -> Study:
     digest = hashlib.blake2b(f"{config.seed}/{worker}/{begun}".encode(), digest_size=4).digest()
     study.sampler = build_sampler(config, int.from_bytes(digest, "little"))
     return study
-
-
-def build_sampler(config: StudyConfig, seed: int) -> BaseSampler:
-    """The sampler; seeded, so that workers do not all suggest the same."""
-    from optuna import samplers
-
-    match config.sampler:
-        case "gp":
-            return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
-        case "nsga2":
-            # A generation of fifty, the default, would be the whole of most studies.
-            population = min(50, max(4, config.trials // 5))
-            return samplers.NSGAIISampler(population_size=population, seed=seed)
-        case "random":
-            return samplers.RandomSampler(seed=seed)
-        case "grid":
-
-            class WholeGrid(samplers.GridSampler):
-                """A grid whose end does not call ``study.stop``, which only ``optimize`` allows."""
-
-                def after_trial(self, *_: Any) -> None:
-                    """Nothing: the worker counts the trials."""
-
-            # Its order must be the same for all workers.
-            return WholeGrid(grid(config.space, config.base), seed=config.seed)
-        case _:
-            multivariate = config.objective != "pareto"
-            return samplers.TPESampler(seed=seed, multivariate=multivariate, constant_liar=True)
-
-
-def build_pruner(config: StudyConfig) -> BasePruner:
-    """The pruner; steps are those of the training."""
-    from optuna import pruners
-
-    training = config.base.training
-    match config.pruner:
-        case "none":
-            return pruners.NopPruner()
-        case "median":
-            return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=training.steps // 5)
-        case "hyperband":
-            first = min(training.validate_every, training.steps)
-            return pruners.HyperbandPruner(min_resource=first, max_resource=training.steps)
 
 
 def defining(config: StudyConfig) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from tiny import replaced, tiny
 
 from colddiff.config import GenerationConfig
 from colddiff.presets import preset
+from sweeps.samplers import build_pruner
 from sweeps.space import SpaceName, reference, suggest
-from sweeps.study import StudyConfig, build_pruner, create_study, open_study, read_study
+from sweeps.study import StudyConfig, create_study, open_study, read_study
 
 
 def small(runs: Path, **changes: Any) -> StudyConfig:
