@@ -78,6 +78,18 @@ def _span(study: Study) -> str:
     return f"The Pareto front has {plural(len(trials), 'trial')}, from {ends}."
 
 
+def best_of(study: Study) -> list[Trial]:
+    """The best trials, of those that leave no more of the images than the reference."""
+    allowed = [trial for trial in study.ranked if not trial.leaves_more]
+    return study.distinct(allowed)[:SHOWN] or [study.best]
+
+
+def better_of_those_given_more(study: Study) -> list[Trial]:
+    """The trials that stand before the best one, and are not allowed to."""
+    before = study.ranked[: study.ranked.index(study.best)]
+    return study.distinct(trial for trial in before if trial.leaves_more)[:SHOWN]
+
+
 def to_markdown(
     study: Study, summary: dict[str, Any], figures: Sequence[str], out: Path, footer: Provenance
 ) -> str:
@@ -85,9 +97,12 @@ def to_markdown(
     parts = [f"# Study {study.name}", fill(f"**{answer(study)}**", 100), fill(_basis(study), 100)]
     if len(study.objectives) > 1:
         parts += ["## Pareto front", _table(study, front_of(study))]
-    ranked = study.distinct(study.ranked)
-    parts.append("## All trials" if len(ranked) <= SHOWN else f"## The best {SHOWN}")
-    parts.append(_table(study, ranked[:SHOWN]))
+    allowed, given_more = best_of(study), better_of_those_given_more(study)
+    whole = len(allowed) == len(study.distinct(study.measured))
+    parts.append("## All trials" if whole else f"## The best {len(allowed)}")
+    parts.append(_table(study, allowed))
+    if given_more:
+        parts += ["## Better, but given more of the images", _table(study, given_more)]
     if any(trial.adjusted for trial in study.measured):
         parts.append(MERGED if study.settings["space"] == "levels" else ADJUSTED)
     if any(trial.linear_rmse is not None for trial in study.measured):

@@ -19,7 +19,7 @@ from tyro.conf import Suppress
 from analysis.report import Options, Provenance, provenance, run_script
 from analysis.runs import AnalysisError, download
 from analysis.studies import FINISHED, Study, Trial, read_study, seeds_of, value
-from analysis.sweep_page import SHOWN, front_of, to_markdown
+from analysis.sweep_page import best_of, better_of_those_given_more, front_of, to_markdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def _provenance(study: Study, options: SweepOptions) -> Provenance:
     """Of the runs that the page names."""
     import pandas as pd
 
-    named = study.distinct(study.ranked)[:SHOWN]
+    named = best_of(study) + better_of_those_given_more(study)
     named += [study.reference] if study.reference else []
     named += front_of(study) if len(study.objectives) > 1 else []
     runs = study.runs[study.runs["colddiff_run_id"].isin([trial.run for trial in named])]
