@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("colddiff.sweeps")
 LONGEST_MESSAGE = 1000
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory")
+"""How torch says so, of GPUs and of CPUs."""
 
 
 class UnfitError(Exception):
@@ -136,7 +139,8 @@ def is_its_own(error: Exception) -> bool:
     from colddiff.trainer import NonFiniteError
 
     own = (UnfitError, NonFiniteError, MemoryError)
-    return isinstance(error, own) or (isinstance(error, RuntimeError) and "memory" in str(error))
+    full = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, own) or full
 
 
 @contextlib.contextmanager
@@ -159,10 +163,13 @@ def _released_on_error(held: HeldLease) -> Iterator[None]:
 def _values(
     trial: Trial, held: HeldLease, study: StudyConfig, stop: StopRequest, tracked: Tracked
 ) -> tuple[float, ...]:
+    from colddiff.data import load_images
+
     def begin() -> tuple[RunConfig, RunFolder, Reporter]:
         try:
             config = suggest(study.space, trial, study.base)
         except ValueError as error:
+            load_images(study.base.data, "train")  # which says so where that was the reason
             raise UnfitError(str(error)) from error
         folder = _run_of(study, config)
         trial.set_user_attr("run", folder.path.name)

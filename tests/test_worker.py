@@ -21,11 +21,12 @@ from optuna.pruners import ThresholdPruner
 from optuna.storages import JournalStorage
 from run_comparison import assert_identical
 from studies import created, raised, recipe, run_of, small_study, states, worker
-from tiny import tiny
+from tiny import replaced, tiny
 
 from colddiff.files import read_json
 from colddiff.interruption import Interrupted, StopRequest
 from colddiff.run_folder import RunFolder
+from colddiff.trainer import NonFiniteError
 from jobs.local.queue import local_phases, submit_locally
 from jobs.tasks import claim
 from sweeps import trial as trial_module
@@ -206,6 +207,35 @@ def test_a_broken_machine_fails_no_trial(runs: Path, monkeypatch: pytest.MonkeyP
     worker(config, 4)()
     assert states(study) == ["FAIL", "COMPLETE"]
     assert "RuntimeError: CUDA error" in study.trials[0].user_attrs["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "own"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), False),
+        (NonFiniteError("steps 1 to 4"), True),
+        (ValueError("the mnist files are not under /data"), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_what_is_a_trials_own_fault(error: Exception, own: bool) -> None:
+    assert trial_module.is_its_own(error) == own
+
+
+def test_absent_data_fail_no_trial(runs: Path, tmp_path: Path) -> None:
+    """Schedules are measured on the data when a trial begins, and trials are trained on them."""
+    base = replaced(tiny(), "data", name="mnist", root=str(tmp_path / "unmounted"))
+    config = small_study(runs, trials=2, base=base, space="schedule")
+    study = created(config, {"T": 6, "exponent": 2.0, "kernel_size": 5, "padding": "circular"})
+    with pytest.raises(ValueError, match="the mnist files are not under"):
+        worker(config)()
+    study.tell(0, 0.0)
+    with pytest.raises(ValueError, match="the mnist files are not under"):
+        worker(config)()
+    assert states(study) == ["COMPLETE", "RUNNING"]
 
 
 def test_a_storage_that_is_away_for_a_while_ends_no_worker(
