@@ -37,6 +37,11 @@ METRICS = {"rmse": "RMSE", "ssim": "SSIM", "fid_inception": "FID", "fid_digits":
 DIGITS = {"rmse": 3, "ssim": 3, "fid_inception": 2, "fid_digits": 2}
 PAPER = Path(__file__).with_name("paper_table1.csv")
 SUSPECT = ("mnist", "degraded", "ssim")
+SAMPLERS = {
+    "sampled_algorithm1": "Algorithm 1, all levels",
+    "sampled_ddim": "estimated noise (DDIM), all levels",
+    "sampled_ddpm": "fresh noise (DDPM), all levels",
+}
 NOT_IN_PAPER = ("fid_digits", "paper")
 SOURCE = "Paper: arXiv:2208.09392, Table 1, as printed."
 CONVENTIONS = (
@@ -250,8 +255,8 @@ def _others(block: Block) -> Iterator[tuple[str, list[Cell]]]:
 
 def _sampler(kind: str) -> str:
     """A readable name of an evaluation's further kinds."""
-    if kind == "sampled_algorithm1":
-        return "Algorithm 1, all levels"
+    if kind in SAMPLERS:
+        return SAMPLERS[kind]
     levels = re.search(r"\d+(?:-\d+)+", kind)
     return f"Algorithm 2, levels {levels[0]}" if levels else kind
 

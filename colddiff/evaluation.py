@@ -29,9 +29,10 @@ from colddiff.checkpoint import load_weights
 from colddiff.classifier import load_digit_classifier
 from colddiff.config import EvaluationConfig, RunConfig
 from colddiff.data import load_images
-from colddiff.degradation import Degradation, Noise, build_degradation
+from colddiff.degradation import Degradation, HeldNoise, Noise, build_degradation
 from colddiff.diffusion import restore_directly, sample_algorithm1, sample_algorithm2
 from colddiff.files import read_json, write_atomic, write_json
+from colddiff.hot_samplers import fresh_noise, sample_ddim, sample_ddpm
 from colddiff.images import save_grid, to_uint8
 from colddiff.machine import git_dirty, git_sha
 from colddiff.metrics import find_inception_weights
@@ -77,7 +78,8 @@ class EvaluationResult:
     settings: dict[str, Any]
     """The EvaluationConfig."""
     kinds: dict[str, KindResult]
-    """degraded, direct, sampled, sampled_algorithm1, and ``sampled[20-10-0]`` for other lists."""
+    """degraded, direct, sampled, sampled_algorithm1, and ``sampled[20-10-0]`` for other lists; of
+    hot diffusion, where ``sampled`` holds its noise fixed, also sampled_ddim and sampled_ddpm."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -132,7 +134,7 @@ def evaluate(
     images = load_images(config.data, settings.split)
     count = min(settings.samples or len(images), len(images))
     labels = images.labels[:count] if images.labels is not None else None
-    samplers = _samplers(restorer, config.degradation.T, settings)
+    samplers = _samplers(restorer, config, settings)
     restored: dict[str, list[Tensor]] = {name: [] for name in ("original", "degraded", *samplers)}
     degradation = build_degradation(config.degradation, config.data.image_size).to(device)
     parts = torch.split(torch.arange(count), settings.batch_size)
@@ -143,7 +145,7 @@ def evaluate(
         restored["original"].append(x0.cpu())
         restored["degraded"].append(xT.clamp(-1, 1).cpu())
         for name, sampler in samplers.items():
-            restored[name].append(sampler(held, xT).float().clamp(-1, 1).cpu())
+            restored[name].append(sampler(held, xT, part).float().clamp(-1, 1).cpu())
     stacked = {name: torch.cat(values) for name, values in restored.items()}
     judge = Judge(stacked["original"], labels, config, inception, device)
     result = EvaluationResult(
@@ -173,18 +175,40 @@ def hold(degradation: torch.nn.Module, x0: Tensor, seed: int, indices: Tensor) -
     return degradation  # type: ignore[return-value]
 
 
-Sampler = Callable[[Degradation, Tensor], Tensor]
+Sampler = Callable[[Degradation, Tensor, Tensor], Tensor]
+"""From the degradation, x_T and the images' indices to x0_hat."""
 
 
-def _samplers(restorer: Restorer, T: int, settings: EvaluationConfig) -> dict[str, Sampler]:
+def _samplers(
+    restorer: Restorer, config: RunConfig, settings: EvaluationConfig
+) -> dict[str, Sampler]:
+    def paper(sample: Any, **options: Any) -> Sampler:
+        return lambda degradation, xT, part: sample(restorer, degradation, xT, **options)
+
+    T = config.degradation.T
     samplers: dict[str, Sampler] = {
-        "direct": lambda degradation, xT: restore_directly(restorer, xT, T),
-        "sampled": functools.partial(sample_algorithm2, restorer),
-        "sampled_algorithm1": functools.partial(sample_algorithm1, restorer),
+        "direct": lambda degradation, xT, part: restore_directly(restorer, xT, T),
+        "sampled": paper(sample_algorithm2),
+        "sampled_algorithm1": paper(sample_algorithm1),
     }
     for text, levels in zip(settings.levels, settings.level_lists, strict=True):
-        samplers[f"sampled[{text}]"] = functools.partial(sample_algorithm2, restorer, levels=levels)
+        samplers[f"sampled[{text}]"] = paper(sample_algorithm2, levels=levels)
+    if config.degradation.kind == "noise":
+        samplers |= _hot_samplers(restorer, config.training.seed)
     return samplers
+
+
+def _hot_samplers(restorer: Restorer, seed: int) -> dict[str, Sampler]:
+    def ddim(held: Degradation, xT: Tensor, part: Tensor) -> Tensor:
+        assert isinstance(held, HeldNoise), "of a noise degradation"
+        return sample_ddim(restorer, held.noise, xT)
+
+    def ddpm(held: Degradation, xT: Tensor, part: Tensor) -> Tensor:
+        assert isinstance(held, HeldNoise), "of a noise degradation"
+        draw = fresh_noise(seed, "evaluation ddpm", part.tolist(), xT)
+        return sample_ddpm(restorer, held.noise, xT, draw)
+
+    return {"sampled_ddim": ddim, "sampled_ddpm": ddpm}
 
 
 class Judge:

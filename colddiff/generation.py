@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ from tqdm import tqdm
 from colddiff.batches import to_batch
 from colddiff.config import GenerationConfig, RunConfig
 from colddiff.data import load_images
-from colddiff.degradation import Blur, Degradation, Discrete, Noise, build_degradation
+from colddiff.degradation import Blur, Discrete, Noise, build_degradation
 from colddiff.diffusion import SAMPLERS
 from colddiff.evaluation import load_restorer
 from colddiff.files import write_atomic
+from colddiff.hot_samplers import fresh_noise, sample_ddim, sample_ddpm
 from colddiff.images import save_grid, to_uint8
 from colddiff.levels import check_levels, parse_levels
 from colddiff.prior import MeanPrior, break_symmetry, real_terminals
 from colddiff.randomness import generator
+from colddiff.restorer import Restorer
 from colddiff.run_folder import RunFolder
 
 GRID = (10, 10)
@@ -37,24 +40,24 @@ def generate(
     Returns the array file's path.
 
     Raises:
-        ValueError: for a run that is not trained, absent data, or levels that do not fit.
+        ValueError: for a run that is not trained, absent data, levels or a sampler that do not fit.
     """
     restorer, config, _ = load_restorer(folder, device)
     T = config.degradation.T
     levels = parse_levels(settings.levels) if settings.levels else tuple(range(T, -1, -1))
     check_levels(levels, T)
+    settings.check_for(config.degradation.kind)
     degradation = build_degradation(config.degradation, config.data.image_size).to(device)
     start = starting_states(config, settings, degradation, device)
-    sample = SAMPLERS[settings.algorithm]
     made = []
-    bar = tqdm(
-        torch.split(start, settings.batch_size), desc="generate", disable=None if progress else True
-    )
+    hidden = None if progress else True
+    bar = tqdm(torch.split(start, settings.batch_size), desc="generate", disable=hidden)
+    first = 0
     for xT in bar:
-        # Hot diffusion holds the noise it starts from: at T almost nothing else is there.
-        xT = xT.to(device)
-        held: Degradation = degradation.hold(xT) if isinstance(degradation, Noise) else degradation
-        made.append(sample(restorer, held, xT, levels).clamp(-1, 1).cpu())
+        indices = range(first, first + len(xT))
+        sample = _sampler(settings, degradation, restorer, indices)
+        made.append(sample(xT.to(device), levels).clamp(-1, 1).cpu())
+        first += len(xT)
     images = torch.cat(made)
     buffer = io.BytesIO()
     described = json.dumps(dataclasses.asdict(settings))
@@ -67,6 +70,31 @@ def generate(
         rows[-1] = torch.cat((rows[-1], blank))
     save_grid(path.with_suffix(".png"), rows)
     return path
+
+
+def _sampler(
+    settings: GenerationConfig,
+    degradation: Blur | Discrete | Noise,
+    restorer: Restorer,
+    indices: range,
+) -> Callable[[Tensor, Sequence[int]], Tensor]:
+    """From x_T of the images ``indices`` and levels to x0."""
+    if not isinstance(degradation, Noise):
+        paper = SAMPLERS[settings.algorithm]
+        return lambda xT, levels: paper(restorer, degradation, xT, levels)
+    match settings.algorithm:
+        case "ddim":
+            return lambda xT, levels: sample_ddim(restorer, degradation, xT, levels)
+        case "ddpm":
+
+            def ancestral(xT: Tensor, levels: Sequence[int]) -> Tensor:
+                draw = fresh_noise(settings.seed, "ddpm", indices, xT)
+                return sample_ddpm(restorer, degradation, xT, draw, levels)
+
+            return ancestral
+    held = SAMPLERS[settings.algorithm]
+    # The noise it starts from is held: at T almost nothing else is there.
+    return lambda xT, levels: held(restorer, degradation.hold(xT), xT, levels)
 
 
 def starting_states(

@@ -62,8 +62,9 @@ class GenerationConfig(Checked):
     """Of the mixture."""
     symmetry_noise: float = 0.002
     """Deviation of the Gaussian noise added to the start, in units of the [-1, 1] range."""
-    algorithm: Literal["algorithm1", "algorithm2"] = "algorithm2"
-    """The paper's sampler."""
+    algorithm: Literal["algorithm1", "algorithm2", "ddim", "ddpm"] = "algorithm2"
+    """The sampler: the paper's two; for noise degradations also with estimated noise (ddim) and
+    with fresh noise at each step (ddpm)."""
     levels: str = ""
     """Levels to visit, like 20-10-0; empty for all."""
     seed: int = 0
@@ -80,6 +81,15 @@ class GenerationConfig(Checked):
         self.require(0 <= self.seed < 2**31, "seed", "in 0..2147483647")
         if self.levels:
             parse_levels(self.levels)
+
+    def check_for(self, kind: str) -> None:
+        """Raise ``ValueError`` for a sampler that degradations of that kind do not have."""
+        hot = self.algorithm in ("ddim", "ddpm")
+        self.require(
+            kind == "noise" or not hot,
+            "algorithm",
+            f"algorithm1 or algorithm2 for degradation.kind = {kind}",
+        )
 
     @property
     def slug(self) -> str:

@@ -124,6 +124,8 @@ class Generate(Launch):
         from colddiff.levels import check_levels, parse_levels
 
         folders = find_trained(self.runs, self.names)
+        for folder in folders:
+            self.generation.check_for(folder.config.degradation.kind)
         if self.generation.levels:
             for folder in folders:
                 levels = parse_levels(self.generation.levels)

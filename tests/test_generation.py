@@ -48,6 +48,11 @@ class Constant:
         return torch.full_like(xt, self.value)
 
 
+def halved(xt: Tensor, t: Tensor) -> Tensor:
+    """A restorer whose answers depend on what it is given."""
+    return xt / 2
+
+
 def generate_with(
     restorer: Any, config: RunConfig, settings: GenerationConfig, tmp_path: Path
 ) -> np.ndarray:
@@ -204,6 +209,24 @@ def test_hot_diffusion_starts_from_noise_and_holds_it(algorithm: Any, tmp_path: 
         end = z - (math.sqrt(power) * 0.3 + math.sqrt(1 - power) * z) + 0.3
     expected = (end.clamp(-1, 1) + 1) * 127.5
     assert images.transpose(0, 3, 1, 2) == pytest.approx(expected.numpy(), abs=0.51)
+
+
+@pytest.mark.parametrize("algorithm", ["ddim", "ddpm"])
+def test_samplers_of_hot_diffusion(algorithm: Any, tmp_path: Path) -> None:
+    """With constant answers both end there; and batches of any size generate the same."""
+    config = replaced(tiny(), "degradation", kind="noise")
+    settings = GenerationConfig(n=6, seed=5, algorithm=algorithm, batch_size=4)
+    images = generate_with(Constant(0.3), config, settings, tmp_path / "a")
+    assert images == pytest.approx(np.full_like(images, round(1.3 * 127.5)), abs=1)
+    made = [
+        generate_with(halved, config, dataclasses.replace(settings, batch_size=size),
+                      tmp_path / str(size))
+        for size in (4, 6)
+    ]  # fmt: skip
+    assert np.array_equal(*made)
+    assert made[0].std() > 1
+    with pytest.raises(ValueError, match="algorithm1 or algorithm2 for degradation.kind = blur"):
+        generate_with(Constant(0.3), tiny(), settings, tmp_path / "blur")
 
 
 CHANGES: dict[str, Any] = {
