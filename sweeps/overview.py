@@ -28,7 +28,8 @@ def draw(record: Mapping[str, Any]) -> Figure:
     rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure(figsize=(4.2 * COLUMNS, 0.4 + 3.0 * rows), dpi=100, layout="constrained")
     figure.suptitle(
-        f"{record['study']}: orange the best, square the reference; triangles lie further out"
+        f"{record['study']}: orange the best, square the reference; triangles lie further out; "
+        "hollow: given more of the images"
     )
     for place, (index, name) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, COLUMNS, place)
@@ -63,8 +64,10 @@ def _plot(axes: Axes, record: Mapping[str, Any], index: int, name: str) -> None:
             sign * min(cost, worst),
             marker=outer if cost > worst else "s" if reference else "o",
             color=ORANGE if best else BLUE,
+            # Of schedules that leave more of the images than the reference's, the rim alone.
+            fillstyle="none" if trial["leaves_more"] else "full",
             markersize=8 if best or reference else 6,
-            markeredgecolor="black" if reference else "white",
+            markeredgecolor=BLUE if trial["leaves_more"] else "black" if reference else "white",
             zorder=3 if best or reference else 2,
         )
 
