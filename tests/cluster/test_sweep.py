@@ -22,7 +22,7 @@ from sweeps.lease import Leases
 from sweeps.study import StudyConfig, open_study, read_study
 
 TRIALS = 24
-BASE = config(steps=400, checkpoint_every=50, validate_every=200)
+BASE = config(steps=500, checkpoint_every=50, validate_every=250)
 ENQUEUED = [recipe(index) for index in range(TRIALS - 1)]
 
 
@@ -79,7 +79,10 @@ def in_the_midst(site: Site, *spared: int) -> dict[str, Any]:
         found[:] = [
             work
             for work in status(site)["work"]
-            if work["turn"] == 1 and 60 <= work["step"] < 200 and work["trial"] not in spared
+            if work["turn"] == 1
+            and 60 <= work["step"] < 150
+            and not work["released"]
+            and work["trial"] not in spared
         ]
         return bool(found)
 
@@ -107,9 +110,10 @@ def disturb(site: Site) -> dict[str, int]:
     site.command("scancel", "--signal=USR2", job_of(victim("time limit")))
     for fault in ("first preemption", "second preemption"):
         node = node_of(site, victim(fault))
+        # To its end, because it takes the node of all workers there: no next victim may be leaving.
         site.command(
-            "sbatch", "-p", "high", f"--nodelist={node}", "--exclusive", "--output=/dev/null",
-            "--wrap", "sleep 1",
+            "sbatch", "--wait", "-p", "high", f"--nodelist={node}", "--exclusive",
+            "--output=/dev/null", "--wrap", "sleep 1",
         )  # fmt: skip
     leases = Leases(site.runs / "studies" / "small" / "leases")
     killed = victim("kill")["trial"]
