@@ -162,6 +162,29 @@ def test_status_follows_the_number_of_trials_wanted(store: Store, tmp_path: Path
     assert status(4) == ("RUNNING", "4")
 
 
+def test_a_study_on_which_nobody_works_is_killed_until_it_goes_on(
+    store: Store, tmp_path: Path
+) -> None:
+    config = small_config(tmp_path, trials=6)
+    study = run_trials(config, valley, 2)
+    parent = record_all(study, config, store.uri, EXPERIMENT, working=False)
+    assert store.client.get_run(parent).info.status == "KILLED"
+    record_study(study, config, store.uri, parent)
+    assert store.client.get_run(parent).info.status == "RUNNING"
+
+
+def test_studies_of_one_base_keep_their_own_trials(store: Store, tmp_path: Path) -> None:
+    """Their references share a run, which stays with the study that had it first."""
+    first, second = (small_config(tmp_path, name=name) for name in ("first", "second"))
+    parents = [
+        record_all(run_trials(config, valley, 2), config, store.uri, EXPERIMENT)
+        for config in (first, second)
+    ]
+    for parent in parents:
+        numbers = [run.data.tags["colddiff.trial"] for run in nested(store, parent)]
+        assert sorted(numbers) == ["0", "1"]
+
+
 def test_sent_again_nothing_changes(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

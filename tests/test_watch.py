@@ -21,10 +21,15 @@ from fake_slurm import FakeSlurm, finished, install, submitted
 from tiny import replaced, tiny
 
 from colddiff.config import GenerationConfig, RunConfig
+from colddiff.interruption import StopRequest
+from colddiff.ranks import Ranks
 from colddiff.run_folder import RunFolder
+from jobs import environment
+from jobs.cluster import Submitted
 from jobs.follow import follow
 from jobs.ledger import Entry, Ledger
-from jobs.planning import plan
+from jobs.planning import Planned, plan
+from jobs.reproduce import _by_dependency
 from jobs.slurm import SlurmError, elements
 from jobs.states import living_jobs
 from jobs.status import row
@@ -287,6 +292,44 @@ def test_ctrl_c_on_local_jobs_leaves_those_on_slurm_alone(
     monkeypatch.setattr("jobs.follow._Following.rows", interrupted)
     assert follow(runs, [folder.path.name], "local") == 130
     assert slurm.calls("scancel") == []
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_job_cancelled_while_it_saves_is_not_requeued(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    entry = submitted(make(runs), "12_3")
+    if cancelled:
+        Ledger(runs).append([dataclasses.replace(entry, event="cancelled")])
+    requeued: list[int] = []
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    monkeypatch.setattr(environment, "in_submitit", lambda: True)
+    monkeypatch.setattr(environment, "process", lambda: {"job_id": "12_3"})
+    monkeypatch.setattr(environment, "ranks", lambda: Ranks())
+    monkeypatch.setattr(environment, "_remove_torn_pickle", lambda: None)
+    stop = StopRequest()
+    stop.previous[signal.SIGUSR2] = lambda signum, frame: requeued.append(signum)
+    with pytest.raises(SystemExit) as left:
+        environment.leave(stop, signal.SIGUSR2, runs)
+    assert requeued == ([] if cancelled else [signal.SIGUSR2])
+    assert left.value.code == 128 + (signal.SIGTERM if cancelled else signal.SIGUSR2)
+
+
+def test_evaluations_wait_for_their_own_training(runs: Path) -> None:
+    """Of a whole array element by element; of a part of one each for its own."""
+    folders = [make(runs, seed) for seed in range(3)]
+    tasks = [EvaluateTask(str(folder.path)) for folder in folders]
+    jobs = {
+        (task.run, "train"): Submitted(f"50_{index}", Path(), Path())
+        for index, task in enumerate(tasks)
+    }
+    whole = [Planned(task, "after training", wanted=True) for task in tasks]
+    assert _by_dependency(whole, jobs, {}) == {"aftercorr:50": whole}
+    part = [dataclasses.replace(whole[0], wanted=False), *whole[1:]]
+    assert _by_dependency(part, jobs, {}) == {
+        "afterok:50_1": [whole[1]],
+        "afterok:50_2": [whole[2]],
+    }
 
 
 def test_cancel_all_and_what_is_refused(
