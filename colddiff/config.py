@@ -68,6 +68,13 @@ class RunConfig(Checked):
             self.optimiser.warmup_steps,
             f"at most training.steps = {self.training.steps}",
         )
+        own, alone = self.training.own_states, blur.T == 1 or self.training.levels == "last"
+        require(
+            own == 0 or not (alone or blur.discrete),
+            "training.own_states",
+            own,
+            "0 for T = 1, training.levels = last and degradation.discrete",
+        )
         for levels in self.evaluation.level_lists:
             check_levels(levels, blur.T)
 

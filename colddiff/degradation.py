@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from colddiff.config import DegradationConfig
+from colddiff.sections import Storage
 
 
 class Degradation(Protocol):
@@ -115,12 +116,14 @@ class Blur(nn.Module):
     """Deterministic Gaussian blur, D(x, t) = A_t x A_tᵀ (paper section 3, appendix A.3).
 
     Agrees with the sequence of depth-wise convolutions to 1e-6 in float32. The products are done
-    in float32 whatever autocast says: near x_T everything that identifies the image lies below
-    bfloat16's eight bits.
+    in float32 whatever autocast says, because near x_T everything that identifies the image lies
+    below bfloat16's eight bits; images in float64 are blurred in float64.
     """
 
     rows: Tensor
     columns: Tensor
+    rows_float64: Tensor
+    columns_float64: Tensor
 
     def __init__(self, config: DegradationConfig, height: int, width: int | None = None) -> None:
         super().__init__()
@@ -128,14 +131,18 @@ class Blur(nn.Module):
         self.T = config.T
         rows = cumulative_matrices(config, height)
         columns = rows if width == height else cumulative_matrices(config, width)
-        self.register_buffer("rows", rows.float(), persistent=False)
-        self.register_buffer("columns", columns.float().mT.contiguous(), persistent=False)
+        for suffix, dtype in (("", torch.float32), ("_float64", torch.float64)):
+            self.register_buffer(f"rows{suffix}", rows.to(dtype), persistent=False)
+            columns_T = columns.mT.to(dtype).contiguous()
+            self.register_buffer(f"columns{suffix}", columns_T, persistent=False)
 
     def forward(self, x0: Tensor, t: Tensor) -> Tensor:
-        """``b c h w`` and int64 ``b`` in 0..T -> x_t, ``b c h w``, float32."""
+        """``b c h w`` and int64 ``b`` in 0..T -> x_t, ``b c h w``, float32 or as x0 float64."""
+        rows, columns = self.rows, self.columns
+        if x0.dtype == torch.float64:
+            rows, columns = self.rows_float64, self.columns_float64
         with torch.autocast(x0.device.type, enabled=False):
-            x0 = x0.to(self.rows.dtype)
-            xt: Tensor = self.rows[t][:, None] @ x0 @ self.columns[t][:, None]
+            xt: Tensor = rows[t][:, None] @ x0.to(rows.dtype) @ columns[t][:, None]
             return xt
 
     def terminal(self, x0: Tensor) -> Tensor:
@@ -176,6 +183,42 @@ def round_to_8_bits(x: Tensor) -> Tensor:
     return ((x + 1) * 127.5).trunc() / 127.5 - 1
 
 
+class Stored(nn.Module):
+    """Blur whose x_t is kept in another number format, rounded to nearest (the information floor).
+
+    As with :class:`Discrete`, samplers start from the rounded x_T and do not round after that.
+    """
+
+    def __init__(self, blur: Blur, storage: Storage) -> None:
+        super().__init__()
+        self.blur, self.T, self.storage = blur, blur.T, storage
+
+    def forward(self, x0: Tensor, t: Tensor) -> Tensor:
+        """x_t as it is read back; D(x0, 0) is x0 itself."""
+        xt = self.unrounded(x0, t)
+        return torch.where((t == 0)[:, None, None, None], xt, stored(xt, self.storage))
+
+    def unrounded(self, x0: Tensor, t: Tensor) -> Tensor:
+        """x_t as the samplers evaluate it."""
+        xt: Tensor = self.blur(x0, t)
+        return xt
+
+    def terminal(self, x0: Tensor) -> Tensor:
+        """x_T as it is read back."""
+        return stored(self.blur.terminal(x0), self.storage)
+
+
+def stored(x: Tensor, storage: Storage) -> Tensor:
+    """Values in [-1, 1] as they come back from a format; integers cover that range evenly."""
+    match storage:
+        case "float32":
+            return x
+        case "bfloat16" | "float16":
+            return x.to(torch.bfloat16 if storage == "bfloat16" else torch.float16).to(x.dtype)
+    half = (2.0 ** (16 if storage == "uint16" else 8) - 1) / 2
+    return ((x + 1) * half).round() / half - 1
+
+
 class Noise(nn.Module):
     """Hot diffusion: x_t = sqrt(a_t) x0 + sqrt(1 - a_t) z, a_t the cumulative signal power.
 
@@ -200,7 +243,7 @@ class Noise(nn.Module):
 
     def forward(self, x0: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """x_t for ``x0`` and standard normal ``z``, both ``b c h w``, at levels ``t``."""
-        power = self.signal_power[t][:, None, None, None]
+        power = self.signal_power[t][:, None, None, None].to(x0.dtype)
         return power.sqrt() * x0 + (1 - power).sqrt() * z
 
     def hold(self, z: Tensor) -> HeldNoise:
@@ -224,12 +267,18 @@ class HeldNoise:
         return self(x0, x0.new_full((len(x0),), self.T, dtype=torch.int64))
 
 
-def build_degradation(config: DegradationConfig, image_size: int) -> Blur | Discrete | Noise:
+Process = Blur | Discrete | Stored | Noise
+"""What :func:`build_degradation` makes; all but :class:`Noise` are a :class:`Degradation`."""
+
+
+def build_degradation(config: DegradationConfig, image_size: int) -> Process:
     """The forward process of a configuration, for square images."""
     if config.kind == "noise":
         return Noise(config)
     blur = Blur(config, image_size)
-    return Discrete(blur) if config.discrete else blur
+    if config.discrete:
+        return Discrete(blur)
+    return blur if config.storage == "float32" else Stored(blur, config.storage)
 
 
 def describe_schedule(config: DegradationConfig, x0: Tensor) -> list[dict[str, Any]]:

@@ -2,6 +2,10 @@
 
 A restorer R maps (x_t, t) to an estimate x0_hat. Levels are visited from high to low; the paper's
 list is T, T-1, …, 1, 0, and any falling list works.
+
+Samplers keep x_s in float64. Each step adds and subtracts images that are equal but for a faint
+residual; in float32 what that rounds away adds up, and a restorer that lifts the residual to the
+images' own scale lifts those errors with it (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colddiff.degradation import Degradation, Discrete
+from colddiff.degradation import Degradation, Discrete, Stored
 from colddiff.levels import check_levels
 
 Restorer = Callable[[Tensor, Tensor], Tensor]
@@ -35,14 +39,51 @@ Observer = Callable[[Step], None]
 
 def restoration_loss(
     restorer: Restorer,
+    xt: Tensor,
+    t: Tensor,
+    x0: Tensor,
+    kind: Literal["l1", "l2"] = "l1",
+    *,
+    bounded: bool = False,
+) -> Tensor:
+    """Mean of |R(x_t, t) - x0| (paper, equation 1: x_t = D(x0, t)), or of its square; a scalar.
+
+    ``bounded`` is for a restorer whose estimates will be clamped to [-1, 1]: where x0 is black
+    (-1) or white (1), what lies beyond is as good as exact.
+    """
+    x0_hat = restorer(xt, t).float()
+    if bounded:
+        beyond = ((x0 <= -1) & (x0_hat < -1)) | ((x0 >= 1) & (x0_hat > 1))
+        x0_hat = torch.where(beyond, x0, x0_hat)
+    return F.l1_loss(x0_hat, x0) if kind == "l1" else F.mse_loss(x0_hat, x0)
+
+
+@torch.no_grad()
+def own_states(
+    restorer: Restorer,
     degradation: Degradation,
     x0: Tensor,
-    t: Tensor,
-    kind: Literal["l1", "l2"] = "l1",
+    levels: tuple[Tensor, Tensor],
+    *,
+    bounded: bool = False,
 ) -> Tensor:
-    """Mean of |R(D(x0, t), t) - x0| (paper, equation 1) or of its square; float32 scalar."""
-    x0_hat = restorer(degradation(x0, t), t).float()
-    return F.l1_loss(x0_hat, x0) if kind == "l1" else F.mse_loss(x0_hat, x0)
+    """x_t as Algorithm 2 arrives there: x_u - D(x0_hat, u) + D(x0_hat, t), with x_u = D(x0, u).
+
+    Sampling asks the restorer for estimates from such states, which hold its own earlier guesses,
+    and not from D(x0, t).
+
+    Args:
+        restorer: R.
+        degradation: D.
+        x0: images, ``b c h w``.
+        levels: u and t of each, int64 ``b``, u > t.
+        bounded: clamp the estimate to [-1, 1].
+    """
+    u, t = levels
+    xu = degradation(x0.double(), u)
+    x0_hat = restorer(xu.float(), u).double()
+    x0_hat = x0_hat.clamp(-1, 1) if bounded else x0_hat
+    return (xu - degradation(x0_hat, u) + degradation(x0_hat, t)).float()
 
 
 def restore_directly(restorer: Restorer, xT: Tensor, T: int) -> Tensor:
@@ -72,11 +113,9 @@ def sample_algorithm1(
     degradation, levels = _prepare(degradation, levels)
     xs = xT
     for s, s_next in zip(levels[:-1], levels[1:], strict=True):
-        x0_hat = restorer(xs, _at(xs, s)).float()
-        if observe is not None:
-            observe(Step(s, xs, x0_hat))
+        x0_hat = _estimate(restorer, xs, s, observe)
         xs = degradation(x0_hat, _at(xs, s_next))
-    return xs
+    return xs.float()
 
 
 def sample_algorithm2(
@@ -92,16 +131,23 @@ def sample_algorithm2(
     linear in s, and to first order otherwise. Arguments and errors as :func:`sample_algorithm1`.
     """
     degradation, levels = _prepare(degradation, levels)
-    xs = xT
+    xs = xT.double()
     for s, s_next in zip(levels[:-1], levels[1:], strict=True):
-        x0_hat = restorer(xs, _at(xs, s)).float()
-        if observe is not None:
-            observe(Step(s, xs, x0_hat))
+        x0_hat = _estimate(restorer, xs, s, observe)
         xs = xs - degradation(x0_hat, _at(xs, s)) + degradation(x0_hat, _at(xs, s_next))
-    return xs
+    return xs.float()
 
 
 SAMPLERS = {"algorithm1": sample_algorithm1, "algorithm2": sample_algorithm2}
+
+
+def _estimate(restorer: Restorer, xs: Tensor, s: int, observe: Observer | None) -> Tensor:
+    """R(x_s, s), which sees float32, in float64."""
+    xs_float32 = xs.float()
+    x0_hat = restorer(xs_float32, _at(xs, s))
+    if observe is not None:
+        observe(Step(s, xs_float32, x0_hat.float()))
+    return x0_hat.double()
 
 
 def _prepare(
@@ -110,18 +156,20 @@ def _prepare(
     levels = range(degradation.T, -1, -1) if levels is None else levels
     check_levels(levels, degradation.T)
     # The authors' samplers do not round, even where their training does.
-    return (_Unrounded(degradation) if isinstance(degradation, Discrete) else degradation), levels
+    if isinstance(degradation, Discrete | Stored):
+        degradation = _Unrounded(degradation)
+    return degradation, levels
 
 
 class _Unrounded:
-    """A discrete degradation as the authors' samplers evaluate it."""
+    """A degradation that rounds, as the authors' samplers evaluate it."""
 
-    def __init__(self, discrete: Discrete) -> None:
-        self.discrete, self.T = discrete, discrete.T
-        self.terminal = discrete.terminal
+    def __init__(self, rounding: Discrete | Stored) -> None:
+        self.rounding, self.T = rounding, rounding.T
+        self.terminal = rounding.terminal
 
     def __call__(self, x0: Tensor, t: Tensor) -> Tensor:
-        return self.discrete.unrounded(x0, t)
+        return self.rounding.unrounded(x0, t)
 
 
 def _at(x: Tensor, level: int) -> Tensor:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from colddiff.batches import to_batch
 from colddiff.config import GenerationConfig, RunConfig
 from colddiff.data import load_images
-from colddiff.degradation import Blur, Discrete, Noise, build_degradation
+from colddiff.degradation import Noise, Process, build_degradation
 from colddiff.diffusion import SAMPLERS
 from colddiff.evaluation import load_restorer
 from colddiff.files import write_atomic
@@ -74,7 +74,7 @@ def generate(
 
 def _sampler(
     settings: GenerationConfig,
-    degradation: Blur | Discrete | Noise,
+    degradation: Process,
     restorer: Restorer,
     indices: range,
 ) -> Callable[[Tensor, Sequence[int]], Tensor]:
@@ -100,7 +100,7 @@ def _sampler(
 def starting_states(
     config: RunConfig,
     settings: GenerationConfig,
-    degradation: Blur | Discrete | Noise,
+    degradation: Process,
     device: torch.device,
 ) -> Tensor:
     """x_T for every image, ``n c h w`` on the CPU."""

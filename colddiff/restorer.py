@@ -12,14 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colddiff.config import RunConfig
+from colddiff.config import DegradationConfig, RunConfig
 from colddiff.degradation import cumulative_matrices
+from colddiff.sections import Storage
 from colddiff.unet import UNet
 
-FLOAT32_FLOOR = 1e-6
-"""Error of x_t in float32 in units of the [-1, 1] range: a few roundings of values near 1."""
-EIGHT_BIT_FLOOR = 1 / 128
-"""The same after rounding to 8 bits."""
+FLOORS: dict[Storage, float] = {
+    "float32": 1e-6,
+    "bfloat16": 2**-9,
+    "float16": 2**-12,
+    "uint16": 2**-16,
+    "uint8": 2**-8,
+}
+"""Error of x_t in units of the [-1, 1] range: a few roundings of values near 1 in float32, half a
+step of the coarser formats."""
+DISCRETE_FLOOR = 2**-7
+"""The same where 8 bits are rounded down."""
+
+
+def rounding_floor(blur: DegradationConfig) -> float:
+    """The error of x_t as that degradation leaves it, in units of the [-1, 1] range."""
+    return DISCRETE_FLOOR if blur.discrete else FLOORS[blur.storage]
 
 
 class WienerEstimate(nn.Module):
@@ -61,12 +74,17 @@ class Restorer(nn.Module):
         patch: int = 1,
         estimate: WienerEstimate | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
+        bounded: bool = False,
     ) -> None:
         super().__init__()
         self.unet, self.patch, self.estimate, self.precision = unet, patch, estimate, precision
+        self.bounded = bounded
 
     def forward(self, xt: Tensor, t: Tensor) -> Tensor:
-        """x0_hat, float32 ``b c h w``, from x_t in [-1, 1] at int64 levels ``b`` in 1..T."""
+        """x0_hat, float32 ``b c h w``, from x_t in [-1, 1] at int64 levels ``b`` in 1..T.
+
+        A bounded one is clamped to [-1, 1], but not in training, where that would stop gradients.
+        """
         device = xt.device.type
         with torch.autocast(device, enabled=False):
             inputs = xt.float()
@@ -78,7 +96,8 @@ class Restorer(nn.Module):
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
             out: Tensor = self.unet(inputs, t)
-        return F.pixel_shuffle(out.float(), self.patch) if self.patch > 1 else out.float()
+        x0_hat = F.pixel_shuffle(out.float(), self.patch) if self.patch > 1 else out.float()
+        return x0_hat.clamp(-1, 1) if self.bounded and not self.training else x0_hat
 
 
 def build_restorer(config: RunConfig) -> Restorer:
@@ -100,10 +119,13 @@ def build_restorer(config: RunConfig) -> Restorer:
         )
     estimate = None
     if wiener:
-        floor = EIGHT_BIT_FLOOR if config.degradation.discrete else FLOAT32_FLOOR
         matrices = cumulative_matrices(config.degradation, config.data.image_size)
-        estimate = WienerEstimate(matrices, floor)
+        estimate = WienerEstimate(matrices, rounding_floor(config.degradation))
     restorer = Restorer(
-        unet, patch=model.patch, estimate=estimate, precision=config.training.precision
+        unet,
+        patch=model.patch,
+        estimate=estimate,
+        precision=config.training.precision,
+        bounded=model.bounded,
     )
     return restorer.to(memory_format=torch.channels_last)

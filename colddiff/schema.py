@@ -19,6 +19,11 @@ def elsewhere(default: Any) -> Any:
     return field(default=default, metadata={"identity": False})
 
 
+def added(default: Any) -> Any:
+    """A field newer than the first runs: part of the run id only where it is not at its default."""
+    return field(default=default, metadata={"identity": "changed"})
+
+
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise ``ValueError`` naming the field, its value and what is allowed."""
     if not condition:
@@ -59,8 +64,12 @@ def identity(node: Any) -> Any:
     """Nested dictionaries of the fields that define the result."""
     if not dataclasses.is_dataclass(node):
         return node
-    kept = (f.name for f in dataclasses.fields(node) if f.metadata.get("identity", True))
-    values = {name: identity(getattr(node, name)) for name in kept}
+    kept = (f for f in dataclasses.fields(node) if f.metadata.get("identity", True))
+    values = {
+        f.name: identity(getattr(node, f.name))
+        for f in kept
+        if f.metadata.get("identity") != "changed" or getattr(node, f.name) != f.default
+    }
     return {name: value for name, value in values.items() if value != {}}
 
 

@@ -2,7 +2,8 @@
 
 Every field is documented here, once, with its unit and range, and has its default here alone.
 Fields marked :func:`~colddiff.schema.elsewhere` say where or how often something happens, not what
-results, and are left out of the run id.
+results, and are left out of the run id. Those marked :func:`~colddiff.schema.added` are newer than
+the first runs, and part of it where they are not at their default.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from colddiff.schema import Checked, elsewhere
+from colddiff.schema import Checked, added, elsewhere
+
+Storage = Literal["float32", "bfloat16", "float16", "uint16", "uint8"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class DegradationConfig(Checked):
     """What lies beyond the border."""
     discrete: bool = False
     """The authors' "discrete": x_t rounded down to 8 bits in training, x_T the image's mean."""
+    storage: Storage = added("float32")
+    """The number format that x_t is rounded to, which decides what is left of it near x_T; uint16
+    and uint8 divide [-1, 1] evenly."""
     noise_schedule: Literal["cosine", "linear"] = "cosine"
     """Of noise: cumulative signal power (arXiv:2102.09672, or arXiv:2006.11239 scaled to T)."""
 
@@ -108,6 +114,11 @@ class DegradationConfig(Checked):
             not (self.discrete and self.kind == "noise"),
             "discrete",
             "false for degradation.kind = noise",
+        )
+        self.require(
+            self.storage == "float32" or (self.kind == "blur" and not self.discrete),
+            "storage",
+            "float32 for degradation.kind = noise and for degradation.discrete",
         )
         if self.kind == "blur":
             self._check_schedule()
@@ -163,6 +174,9 @@ class ModelConfig(Checked):
     conditioning: Literal["raw", "wiener"] = "raw"
     """What the network sees. raw: x_t, as the authors. wiener: the linear (Wiener) estimate of x0
     from x_t, and x_t, which lifts the faint residual to the images' own scale in float32."""
+    bounded: bool = added(False)
+    """Whether the network's estimates are clamped to [-1, 1]. In training they are not, but what
+    lies beyond black or white where the image is black or white is no error."""
 
     def check(self) -> None:
         """Ranges; see the fields."""
@@ -234,6 +248,11 @@ class TrainingConfig(Checked):
     """Of the network's inner operations; degradation, input and loss are always float32."""
     compile: bool = False
     """torch.compile the network."""
+    own_states: float = added(0.0)
+    """Share of each micro-batch, 0..1, that is restored not from D(x0, t) but from where a step of
+    Algorithm 2 from a higher level arrives at t: sampling then meets inputs like these."""
+    levels: Literal["all", "last"] = added("all")
+    """t is uniform over 1..T, or always T, for a network that restores directly and no more."""
     device: Literal["auto", "cpu", "cuda"] = elsewhere("auto")
     """auto takes cuda where there is one."""
     log_every: int = elsewhere(50)
@@ -254,3 +273,4 @@ class TrainingConfig(Checked):
         self.require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1")
         self.require(0 <= self.seed < 2**31, "seed", "in 0..2147483647")
         self.require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
+        self.require(0 <= self.own_states <= 1, "own_states", "in [0, 1]")

@@ -23,13 +23,13 @@ from colddiff.batches import Order, batches
 from colddiff.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from colddiff.config import RunConfig
 from colddiff.data import TensorImages, load_images, split_validation
-from colddiff.degradation import Degradation, Noise, build_degradation
+from colddiff.degradation import build_degradation
 from colddiff.diffusion import restoration_loss
+from colddiff.inputs import Inputs
 from colddiff.interruption import Interrupted, StopSource
 from colddiff.journal import Journal
 from colddiff.machine import system_metrics
 from colddiff.optimisation import Interval, build_optimiser, learning_rate
-from colddiff.randomness import generator
 from colddiff.ranks import Group
 from colddiff.restorer import build_restorer
 from colddiff.run_folder import RunFolder
@@ -65,6 +65,7 @@ class Trainer:
         self.degradation = build_degradation(config.degradation, config.data.image_size)
         self.degradation.to(self.device)
         self.restorer = build_restorer(config).to(self.device)
+        self.inputs = Inputs(config, self.order, self.degradation, self.restorer, self.device)
         self.average = AveragedModel(
             self.restorer, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)
         )
@@ -159,16 +160,11 @@ class Trainer:
         """One optimiser step: ``accumulation`` micro-batches, clip, update, average."""
         settings, total = self.config.training, torch.zeros((), device=self.device)
         for micro in range(settings.accumulation):
-            k = self.step * settings.accumulation + micro
-            x0, draws = next(stream), generator(settings.seed, "t", k)
-            t = torch.randint(1, self.degradation.T + 1, (self.order.batch_size,), generator=draws)
+            k, x0 = self.step * settings.accumulation + micro, next(stream)
+            xt, t = self.inputs(k, x0)
             with self.group.no_sync(self.network, skip=micro < settings.accumulation - 1):
                 loss = restoration_loss(
-                    self.network,
-                    self._hold(k, x0),
-                    x0,
-                    self.order.share(t).to(self.device, non_blocking=True),
-                    settings.loss,
+                    self.network, xt, t, x0, settings.loss, bounded=self.config.model.bounded
                 )
                 (loss / settings.accumulation).backward()
             total += loss.detach() / settings.accumulation
@@ -176,14 +172,6 @@ class Trainer:
         self.interval.add(total, norm)
         self._update_average()
         self.step += 1
-
-    def _hold(self, k: int, x0: Tensor) -> Degradation:
-        """The degradation of micro-batch ``k``; hot diffusion draws its noise for all ranks."""
-        if not isinstance(self.degradation, Noise):
-            return self.degradation
-        draws = generator(self.config.training.seed, "noise", k)
-        z = torch.randn(self.order.batch_size, *x0.shape[1:], generator=draws)
-        return self.degradation.hold(self.order.share(z).to(self.device))
 
     def _update(self) -> Tensor:
         config = self.config.optimiser

@@ -8,7 +8,7 @@ from torch import nn
 from colddiff.batches import to_batch
 from colddiff.config import RunConfig
 from colddiff.data import TensorImages
-from colddiff.degradation import Blur, Discrete, Noise
+from colddiff.degradation import Noise, Process
 from colddiff.diffusion import restore_directly
 from colddiff.metrics import rmse, ssim
 from colddiff.randomness import generator
@@ -20,7 +20,7 @@ PART = 250
 @torch.no_grad()
 def validate(
     restorer: nn.Module,
-    degradation: Blur | Discrete | Noise,
+    degradation: Process,
     images: TensorImages,
     config: RunConfig,
     device: torch.device,

@@ -130,7 +130,7 @@ def linear_rmse(blur: DegradationConfig, data: DataConfig) -> float:
 
     from colddiff.degradation import build_degradation, cumulative_matrices
     from colddiff.metrics import rmse
-    from colddiff.restorer import EIGHT_BIT_FLOOR, FLOAT32_FLOOR, WienerEstimate
+    from colddiff.restorer import WienerEstimate, rounding_floor
 
     if blur.kind != "blur":
         raise ValueError(f"degradation.kind = {blur.kind!r} has no linear estimate")
@@ -138,7 +138,7 @@ def linear_rmse(blur: DegradationConfig, data: DataConfig) -> float:
     degradation = build_degradation(blur, data.image_size)
     xT = degradation(x0, torch.full((len(x0),), blur.T))
     last = cumulative_matrices(blur, data.image_size)[-1:]
-    estimate = WienerEstimate(last, EIGHT_BIT_FLOOR if blur.discrete else FLOAT32_FLOOR)
+    estimate = WienerEstimate(last, rounding_floor(blur))
     return rmse(estimate(xT, torch.zeros(len(x0), dtype=torch.int64)), x0)
 
 

@@ -61,6 +61,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "training.accumulation": [0],
     "training.seed": [-1, 2**31],
     "training.ema_decay": [1.0, -0.1],
+    "training.own_states": [-0.1, 1.1],
     "training.ema_every": [0],
     "training.ema_start": [-1],
     "training.log_every": [0],
@@ -283,3 +284,33 @@ def test_shape_schedule_spreads_its_variance() -> None:
     assert config.cumulative_variance(0) == 0
     assert config.cumulative_variance(10) == pytest.approx(25)
     assert config.cumulative_variance(20) == pytest.approx(100)
+
+
+def test_fields_that_came_later_leave_the_names_of_older_runs_alone() -> None:
+    """The id of a run of before model.bounded, training.own_states and degradation.storage."""
+    old = RunConfig(degradation=DegradationConfig(T=7), training=TrainingConfig(steps=11))
+    assert old.run_id == "digits-constant-T7-dim64-seed0-9a612eb9"
+    newer = [
+        dataclasses.replace(old, model=ModelConfig(bounded=True)),
+        dataclasses.replace(old, training=TrainingConfig(steps=11, own_states=0.5)),
+        dataclasses.replace(old, training=TrainingConfig(steps=11, levels="last")),
+        dataclasses.replace(old, degradation=DegradationConfig(T=7, storage="float16")),
+    ]
+    assert len({config.run_id for config in [old, *newer]}) == 5
+
+
+def test_own_states_need_a_level_above() -> None:
+    TrainingConfig(own_states=1.0)
+    for degradation, training in (
+        (DegradationConfig(T=1), TrainingConfig(own_states=0.5)),
+        (DegradationConfig(discrete=True), TrainingConfig(own_states=0.5)),
+        (DegradationConfig(), TrainingConfig(own_states=0.5, levels="last")),
+    ):
+        with pytest.raises(ValueError, match=message("training.own_states", 0.5)):
+            RunConfig(degradation=degradation, training=training)
+
+
+def test_only_exact_blurs_are_stored_in_another_format() -> None:
+    for bad in ({"kind": "noise"}, {"discrete": True}):
+        with pytest.raises(ValueError, match=message("degradation.storage", "uint8")):
+            DegradationConfig(storage="uint8", **bad)  # type: ignore[arg-type]

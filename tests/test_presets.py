@@ -63,6 +63,7 @@ def test_data_sets() -> None:
     assert names == {
         "demo": "digits",
         "mnist": "mnist",
+        "mnist-hot": "mnist",
         "mnist-paper": "mnist",
         "mnist-student": "mnist",
         "cifar10": "cifar10",

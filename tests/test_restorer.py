@@ -19,8 +19,8 @@ from colddiff.config import (
 )
 from colddiff.degradation import Blur, cumulative_matrices
 from colddiff.restorer import (
-    EIGHT_BIT_FLOOR,
-    FLOAT32_FLOOR,
+    DISCRETE_FLOOR,
+    FLOORS,
     Restorer,
     WienerEstimate,
     build_restorer,
@@ -83,7 +83,7 @@ def test_wiener_estimate_is_ridge_regression(
 
 
 def test_wiener_estimate_keeps_the_mean() -> None:
-    estimate = WienerEstimate(cumulative_matrices(DegradationConfig(T=20), 16), FLOAT32_FLOOR)
+    estimate = WienerEstimate(cumulative_matrices(DegradationConfig(T=20), 16), FLOORS["float32"])
     grey = torch.full((3, 1, 16, 16), -0.37)
     t = torch.tensor([1, 10, 20])
     torch.testing.assert_close(estimate(grey, t), grey, rtol=0, atol=1e-5)
@@ -136,7 +136,7 @@ def test_patches_are_folded_into_channels_and_back(patch: int, channels: int) ->
 @pytest.mark.parametrize("patch", [1, 2])
 def test_the_network_sees_the_estimate_first_and_x_t_after_it(patch: int) -> None:
     config = DegradationConfig(T=20)
-    estimate = WienerEstimate(cumulative_matrices(config, 16), FLOAT32_FLOOR)
+    estimate = WienerEstimate(cumulative_matrices(config, 16), FLOORS["float32"])
     spy = Spy(3 * patch**2)
     restorer = Restorer(spy, patch=patch, estimate=estimate)  # type: ignore[arg-type]
     xt, t = random_images(2, 3, 16, 16, seed=5), torch.tensor([2, 20])
@@ -171,7 +171,7 @@ def test_residual_adds_the_first_input(patch: int, conditioning: Literal["raw", 
 def test_float32_in_and_out(precision: Literal["float32", "bfloat16"], autocast: bool) -> None:
     """Whatever surrounds it: x_t reaches the network, and leaves it, in float32."""
     config = DegradationConfig(T=20)
-    estimate = WienerEstimate(cumulative_matrices(config, 16), FLOAT32_FLOOR)
+    estimate = WienerEstimate(cumulative_matrices(config, 16), FLOORS["float32"])
     xt, t = Blur(config, 16).terminal(random_images(2, 1, 16, 16, seed=6)), torch.tensor([20, 20])
     reference = Spy(1)
     Restorer(reference, estimate=estimate)(xt, t)  # type: ignore[arg-type]
@@ -223,7 +223,9 @@ def test_only_the_networks_weights_are_saved() -> None:
     assert isinstance(restorer.unet, UNet)
 
 
-@pytest.mark.parametrize(("discrete", "floor"), [(False, FLOAT32_FLOOR), (True, EIGHT_BIT_FLOOR)])
+@pytest.mark.parametrize(
+    ("discrete", "floor"), [(False, FLOORS["float32"]), (True, DISCRETE_FLOOR)]
+)
 def test_the_estimates_floor_is_that_of_the_degradation(discrete: bool, floor: float) -> None:
     config = dataclasses.replace(
         SMALL,
