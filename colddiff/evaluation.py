@@ -8,13 +8,11 @@ with its originals, by the digit classifier's features and, given the weights, b
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from colddiff import metrics
 from colddiff.batches import to_batch
 from colddiff.checkpoint import load_weights
-from colddiff.classifier import load_digit_classifier
 from colddiff.config import EvaluationConfig, RunConfig
 from colddiff.data import load_images
 from colddiff.degradation import Degradation, HeldNoise, Noise, build_degradation
@@ -34,6 +30,7 @@ from colddiff.diffusion import restore_directly, sample_algorithm1, sample_algor
 from colddiff.files import read_json, write_atomic, write_json
 from colddiff.hot_samplers import fresh_noise, sample_ddim, sample_ddpm
 from colddiff.images import save_grid, to_uint8
+from colddiff.judge import Judge, KindResult, LevelCurve, LevelResult
 from colddiff.machine import git_dirty, git_sha
 from colddiff.metrics import find_inception_weights
 from colddiff.randomness import generator
@@ -43,20 +40,6 @@ from colddiff.run_folder import RunFolder
 log = logging.getLogger(__name__)
 FIRST_KINDS = ("degraded", "direct", "sampled")
 GRID_IMAGES = 10
-
-
-@dataclass(frozen=True)
-class KindResult:
-    """One kind of restoration against the originals."""
-
-    rmse: float
-    ssim: float
-    fid_digits: float | None
-    """None where the images are no digits."""
-    fid_inception: float | None
-    """None without Inception weights."""
-    rmse_per_class: tuple[float, ...]
-    """By the images' own labels; empty where they have none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +60,8 @@ class EvaluationResult:
     git_dirty: bool
     settings: dict[str, Any]
     """The EvaluationConfig."""
+    by_level: tuple[LevelResult, ...]
+    """Of each t = 1..T, where settings.by_level asks for it."""
     kinds: dict[str, KindResult]
     """degraded, direct, sampled, sampled_algorithm1, and ``sampled[20-10-0]`` for other lists; of
     hot diffusion, where ``sampled`` holds its noise fixed, also sampled_ddim and sampled_ddpm."""
@@ -92,8 +77,12 @@ def is_evaluated(folder: RunFolder, settings: EvaluationConfig) -> bool:
         done = read_json(folder.evaluation)
     except FileNotFoundError:
         return False
-    expected = {name: _listed(value) for name, value in dataclasses.asdict(settings).items()}
-    if done["settings"] != expected or done["step"] != folder.config.training.steps:
+    expected, default = (
+        {name: _listed(value) for name, value in dataclasses.asdict(each).items()}
+        for each in (settings, EvaluationConfig())
+    )
+    # A setting that is newer than the evaluation was as its default is.
+    if default | done["settings"] != expected or done["step"] != folder.config.training.steps:
         return False
     # Inception weights may have been found since, in the environment or torch's cache.
     wanted = find_inception_weights(settings.inception_weights or None) is not None
@@ -135,19 +124,20 @@ def evaluate(
     count = min(settings.samples or len(images), len(images))
     labels = images.labels[:count] if images.labels is not None else None
     samplers = _samplers(restorer, config, settings)
-    restored: dict[str, list[Tensor]] = {name: [] for name in ("original", "degraded", *samplers)}
     degradation = build_degradation(config.degradation, config.data.image_size).to(device)
+    judge, shown = Judge(config.data, labels, inception, device), _Shown(settings.images)
+    curve = LevelCurve(restorer, config.degradation.T, settings.by_level)
     parts = torch.split(torch.arange(count), settings.batch_size)
     for part in _bar(parts, "evaluate", progress):
         x0 = to_batch(images.take(part), config.data).to(device)
         held = hold(degradation, x0, config.training.seed, part)
         xT = held.terminal(x0)
-        restored["original"].append(x0.cpu())
-        restored["degraded"].append(xT.clamp(-1, 1).cpu())
-        for name, sampler in samplers.items():
-            restored[name].append(sampler(held, xT, part).float().clamp(-1, 1).cpu())
-    stacked = {name: torch.cat(values) for name, values in restored.items()}
-    judge = Judge(stacked["original"], labels, config, inception, device)
+        restored = {"degraded": xT.clamp(-1, 1)} | {
+            name: sampler(held, xT, part).float().clamp(-1, 1) for name, sampler in samplers.items()
+        }
+        judge.add(x0, restored)
+        curve.add(x0, held)
+        shown.add({"original": x0, **restored})
     result = EvaluationResult(
         split=settings.split,
         samples=count,
@@ -159,11 +149,28 @@ def evaluate(
         git_sha=git_sha(),
         git_dirty=git_dirty(),
         settings=dataclasses.asdict(settings),
-        kinds={name: judge(x) for name, x in stacked.items() if name != "original"},
+        kinds=judge.results(),
+        by_level=curve.results(),
     )
-    save_images(folder, stacked, labels, settings.images)
+    save_images(folder, shown.stacked(), labels, settings.images)
     write_json(folder.evaluation, result.to_dict())
     return result
+
+
+class _Shown:
+    """The first so many images of the kinds that are kept as pictures."""
+
+    def __init__(self, count: int) -> None:
+        self.missing = count
+        self.kept: dict[str, list[Tensor]] = {name: [] for name in (*FIRST_KINDS, "original")}
+
+    def add(self, images: Mapping[str, Tensor]) -> None:
+        for name, parts in self.kept.items():
+            parts.append(images[name][: self.missing].cpu())
+        self.missing = max(0, self.missing - len(images["original"]))
+
+    def stacked(self) -> dict[str, Tensor]:
+        return {name: torch.cat(parts) for name, parts in self.kept.items()}
 
 
 def hold(degradation: torch.nn.Module, x0: Tensor, seed: int, indices: Tensor) -> Degradation:
@@ -209,47 +216,6 @@ def _hot_samplers(restorer: Restorer, seed: int) -> dict[str, Sampler]:
         return sample_ddpm(restorer, held.noise, xT, draw)
 
     return {"sampled_ddim": ddim, "sampled_ddpm": ddpm}
-
-
-class Judge:
-    """Compares restorations with the originals, whose features are computed once."""
-
-    def __init__(
-        self,
-        originals: Tensor,
-        labels: Tensor | None,
-        config: RunConfig,
-        inception: Path | None,
-        device: torch.device,
-    ) -> None:
-        self.originals, self.labels = originals, labels
-        self.extractors: dict[str, Callable[[Tensor], Tensor]] = {}
-        if config.data.has_digits:
-            self.extractors["fid_digits"] = functools.partial(
-                metrics.digit_features, classifier=load_digit_classifier(device)
-            )
-        if inception is not None:
-            self.extractors["fid_inception"] = functools.partial(
-                metrics.inception_features, weights=inception, device=device
-            )
-        self.features = {name: extract(originals) for name, extract in self.extractors.items()}
-
-    def __call__(self, restored: Tensor) -> KindResult:
-        """All metrics of one kind, ``n c h w`` in [-1, 1]."""
-        per_class: tuple[float, ...] = ()
-        if self.labels is not None:
-            per_class = metrics.rmse_per_class(restored, self.originals, self.labels)
-        distances = {
-            name: metrics.frechet_distance(extract(restored), self.features[name])
-            for name, extract in self.extractors.items()
-        }
-        return KindResult(
-            rmse=metrics.rmse(restored, self.originals),
-            ssim=metrics.ssim(restored, self.originals),
-            fid_digits=distances.get("fid_digits"),
-            fid_inception=distances.get("fid_inception"),
-            rmse_per_class=per_class,
-        )
 
 
 def save_images(

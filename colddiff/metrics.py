@@ -6,6 +6,7 @@ clamped to [0, 1], as the paper's Table 1 does.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -57,7 +58,7 @@ def rmse(x: Tensor, y: Tensor) -> float:
 
     Raises ``ValueError`` on shapes that differ or are not b c h w.
     """
-    return float(_squared_errors(x, y).mean().sqrt())
+    return float(squared_errors(x, y).mean().sqrt())
 
 
 def rmse_per_class(x: Tensor, y: Tensor, labels: Tensor, classes: int = 10) -> tuple[float, ...]:
@@ -65,7 +66,11 @@ def rmse_per_class(x: Tensor, y: Tensor, labels: Tensor, classes: int = 10) -> t
 
     Raises ``ValueError`` on wrong shapes or labels outside 0..classes-1.
     """
-    errors = _squared_errors(x, y)
+    return rmse_of_classes(squared_errors(x, y), labels, classes)
+
+
+def rmse_of_classes(errors: Tensor, labels: Tensor, classes: int = 10) -> tuple[float, ...]:
+    """:func:`rmse_per_class` from the :func:`squared_errors` of the images."""
     labels = _checked_labels(labels, classes).to(errors.device)
     if len(labels) != len(errors):
         raise ValueError(f"{len(labels)} labels for {len(errors)} images: give one label an image")
@@ -73,7 +78,12 @@ def rmse_per_class(x: Tensor, y: Tensor, labels: Tensor, classes: int = 10) -> t
 
 
 def ssim(x: Tensor, y: Tensor, batch: int = 512) -> float:
-    """Mean structural similarity, by pytorch_msssim with data range 1, in [-1, 1].
+    """Mean structural similarity, in [-1, 1]: the mean of :func:`similarities`."""
+    return float(similarities(x, y, batch).mean())
+
+
+def similarities(x: Tensor, y: Tensor, batch: int = 512) -> Tensor:
+    """Structural similarity of each image, by pytorch_msssim with data range 1, float64 (b,).
 
     An 11x11 Gaussian window of sigma 1.5 without border padding. Raises ``ValueError`` on shapes
     that differ, are not b c h w, or are smaller than the window.
@@ -90,7 +100,7 @@ def ssim(x: Tensor, y: Tensor, batch: int = 512) -> float:
         similarity(_unit(a), _unit(b), data_range=1.0, size_average=False)
         for a, b in zip(torch.split(x, batch), torch.split(y, batch), strict=True)
     ]
-    return float(torch.cat(parts).double().mean())
+    return torch.cat(parts).double()
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -163,7 +173,7 @@ def inception_features(
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be of shape (b, 1 or 3, h, w), got {tuple(images.shape)}")
-    network = _inception(weights).to(device)
+    network = _inception(Path(weights), torch.device(device))
 
     def extract(part: Tensor) -> Tensor:
         pixels = _unit(part.to(device, torch.float32)).mul(255).round().to(torch.uint8)
@@ -208,8 +218,11 @@ def _unit(x: Tensor) -> Tensor:
     return ((x + 1) / 2).clamp(0, 1)
 
 
-def _squared_errors(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of each image, float64 (b,), in batches so that memory stays bounded."""
+def squared_errors(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error of each image in [0, 1], float64 (b,).
+
+    Raises ``ValueError`` on shapes that differ or are not b c h w.
+    """
     _check_pair(x, y)
     pairs = zip(torch.split(x, 512), torch.split(y, 512), strict=True)
     parts = [(_unit(a.double()) - _unit(b.double())).square().flatten(1).mean(1) for a, b in pairs]
@@ -224,10 +237,11 @@ def _in_batches(
         return torch.cat([extract(part).float().cpu() for part in torch.split(images, batch)])
 
 
-def _inception(weights: Path) -> torch.nn.Module:
+@functools.lru_cache(maxsize=1)
+def _inception(weights: Path, device: torch.device) -> torch.nn.Module:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path = _existing(Path(weights), "weights")
+    path = _existing(weights, "weights")
     if hashlib.sha256(path.read_bytes()).hexdigest() != INCEPTION_SHA256:
         logger.warning(
             "%s is not torch-fidelity's %s: do not compare this FID with others",
@@ -242,7 +256,7 @@ def _inception(weights: Path) -> torch.nn.Module:
         )
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError) as error:
         raise ValueError(f"{path} holds no Inception weights of torch-fidelity: {error}") from error
-    return network
+    return network.to(device)
 
 
 def _existing(path: Path, source: str) -> Path:

@@ -27,6 +27,8 @@ class EvaluationConfig(Checked):
     """Images restored at once."""
     levels: tuple[str, ...] = elsewhere(())
     """Further lists of levels for Algorithm 2, each like 20-10-0, beside T-...-1-0."""
+    by_level: int = elsewhere(0)
+    """So many images are also restored directly from D(x0, t) for every t."""
     images: int = elsewhere(100)
     """The first so many restorations are kept as images."""
     inception_weights: str = elsewhere("")
@@ -38,6 +40,7 @@ class EvaluationConfig(Checked):
         self.require(self.samples == 0 or self.samples >= 2, "samples", "0 (all) or at least 2")
         self.require(self.batch_size >= 1, "batch_size", "at least 1")
         self.require(self.images >= 0, "images", "at least 0")
+        self.require(self.by_level >= 0, "by_level", "at least 0")
         for text in self.levels:
             parse_levels(text)
 

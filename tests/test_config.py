@@ -70,6 +70,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "training.workers": [-1],
     "evaluation.samples": [1, -1],
     "evaluation.batch_size": [0],
+    "evaluation.by_level": [-1],
     "evaluation.images": [-1],
     "generation.n": [0, 1_000_001],
     "generation.components": [0],

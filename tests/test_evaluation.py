@@ -129,6 +129,25 @@ def test_degraded_numbers_are_those_of_plain_convolutions(truly_restored: Any) -
         assert degraded.rmse_per_class[digit] == pytest.approx(expected, rel=1e-5)
 
 
+def test_each_level_by_plain_convolutions(truly_restored: Any) -> None:
+    """Of the first 25 images, over a batch's end: D(x0, t) and what is restored from it alone."""
+    config = tiny()
+    x0 = originals(config, 40)
+    halved = lambda xt, t: xt / 2 - t[:, None, None, None] / 10  # noqa: E731
+    settings = EvaluationConfig(samples=40, batch_size=9, by_level=25)
+    _, result = truly_restored(config, settings, halved)
+    assert [level.t for level in result.by_level] == [1, 2, 3, 4]
+    xt, x0 = x0[:25].double(), x0[:25]
+    for level in result.by_level:
+        xt = convolve(xt, 5, 2.0, "circular")
+        restored = unit((xt / 2 - level.t / 10).clamp(-1, 1))
+        assert level.degraded_rmse == pytest.approx(plain_rmse(unit(xt), unit(x0)), rel=1e-5)
+        assert level.rmse == pytest.approx(plain_rmse(restored, unit(x0)), rel=1e-5)
+        assert level.ssim == pytest.approx(plain_ssim(restored, unit(x0)), abs=1e-5)
+    _, without = truly_restored(config, EvaluationConfig(samples=10))
+    assert without.by_level == ()
+
+
 def test_samples_limits_and_0_is_all(truly_restored: Any, tmp_path: Path) -> None:
     write_mnist(tmp_path)
     config = replaced(tiny(), "data", name="mnist", root=str(tmp_path), validation=0)

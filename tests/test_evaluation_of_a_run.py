@@ -139,6 +139,7 @@ def test_evaluated_means_with_the_same_settings_and_step(copied_run: RunFolder) 
         "samples": 5,
         "batch_size": 9,
         "levels": (),
+        "by_level": 2,
         "images": 3,
         "inception_weights": "x",
     }
@@ -146,5 +147,9 @@ def test_evaluated_means_with_the_same_settings_and_step(copied_run: RunFolder) 
     for name, value in others.items():
         assert not is_evaluated(copied_run, dataclasses.replace(settings, **{name: value}))
     result = json.loads(copied_run.evaluation.read_text())
+    del result["settings"]["by_level"]  # as an evaluation of before there was such a setting
+    copied_run.evaluation.write_text(json.dumps(result))
+    assert is_evaluated(copied_run, settings)
+    assert not is_evaluated(copied_run, dataclasses.replace(settings, by_level=2))
     copied_run.evaluation.write_text(json.dumps(result | {"step": 5}))
     assert not is_evaluated(copied_run, settings)
