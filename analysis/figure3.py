@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.report import Options, Provenance, provenance, run_script
-from analysis.runs import AnalysisError, download, select_runs
+from analysis.runs import AnalysisError, download, sampling, select_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def choose(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         AnalysisError: naming a run that is not there, and those that are.
     """
     if not names:
-        newest = runs.drop_duplicates(["dataset", "preset", "T"])
+        newest = sampling(runs).drop_duplicates(["dataset", "preset", "T"])
         return newest.sort_values(["dataset", "preset", "T"])
     rows = []
     for name in names:

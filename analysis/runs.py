@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -118,14 +119,24 @@ def download(
         return Path(client.download_artifacts(run_id, artifact, str(folder) if folder else None))
 
 
-def recipe_columns(runs: pd.DataFrame) -> list[str]:
-    """The parameters that define a run's result, but for its seed, as far as every run has them.
+def sampling(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those whose networks sample, and do not only restore directly from the last level.
 
-    A parameter that an older run does not have yet cannot tell it apart from the others.
+    Raises:
+        AnalysisError: where there is none.
     """
+    if "params.training.levels" in runs:
+        runs = runs[runs["params.training.levels"] != "last"]
+    if runs.empty:
+        raise AnalysisError("all runs only restore directly: training.levels = last")
+    return runs
+
+
+def recipe_columns(runs: pd.DataFrame) -> list[str]:
+    """The parameters that define a run's result, but for its seed, as far as every run has them."""
     from colddiff.config import RunConfig
 
-    names = [f"params.{name}" for name in _identity(RunConfig, "") if name != "training.seed"]
+    names = [f"params.{name}" for name, _ in _identity(RunConfig, "") if name != "training.seed"]
     return [name for name in names if name in runs and runs[name].notna().all()]
 
 
@@ -160,7 +171,7 @@ def _row(run: Run) -> dict[str, Any]:
         "split": tags.get("colddiff.eval_split"),
         "eval_git_sha": tags.get("colddiff.eval_git_sha", ""),
     }
-    row |= {f"params.{key}": value for key, value in params.items()}
+    row |= _defaults() | {f"params.{key}": value for key, value in params.items()}
     metrics = {f"metrics.{key}": value for key, value in run.data.metrics.items()}
     if "colddiff.eval_keys" in tags:  # MLflow still has those of earlier evaluations
         current = {f"{RESULT}{key}" for key in tags["colddiff.eval_keys"].split()}
@@ -186,14 +197,24 @@ def _integer(text: str | None) -> int | None:
     return int(text) if text else None
 
 
-def _identity(section: type, prefix: str) -> Iterator[str]:
+@functools.cache
+def _defaults() -> dict[str, str]:
+    """Parameters that came after runs existed: those have them at their default."""
+    from colddiff.config import RunConfig
+    from colddiff.schema import is_added
+
+    fields = ((name, item) for name, item in _identity(RunConfig, "") if is_added(item))
+    return {f"params.{name}": str(item.default) for name, item in fields}
+
+
+def _identity(section: type, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """The dotted names of a configuration class's fields that are part of the run id."""
     hints = typing.get_type_hints(section)
     for item in dataclasses.fields(section):
         if dataclasses.is_dataclass(hints[item.name]):
             yield from _identity(hints[item.name], f"{prefix}{item.name}.")
         elif item.metadata.get("identity", True):
-            yield prefix + item.name
+            yield prefix + item.name, item
 
 
 def _existing(client: MlflowClient) -> str:

@@ -126,7 +126,8 @@ def evaluate(
     samplers = _samplers(restorer, config, settings)
     degradation = build_degradation(config.degradation, config.data.image_size).to(device)
     judge, shown = Judge(config.data, labels, inception, device), _Shown(settings.images)
-    curve = LevelCurve(restorer, config.degradation.T, settings.by_level)
+    by_level = settings.by_level if config.training.levels == "all" else 0
+    curve = LevelCurve(restorer, config.degradation.T, by_level)
     parts = torch.split(torch.arange(count), settings.batch_size)
     for part in _bar(parts, "evaluate", progress):
         x0 = to_batch(images.take(part), config.data).to(device)
@@ -162,11 +163,12 @@ class _Shown:
 
     def __init__(self, count: int) -> None:
         self.missing = count
-        self.kept: dict[str, list[Tensor]] = {name: [] for name in (*FIRST_KINDS, "original")}
+        self.kept: dict[str, list[Tensor]] = {}
 
     def add(self, images: Mapping[str, Tensor]) -> None:
-        for name, parts in self.kept.items():
-            parts.append(images[name][: self.missing].cpu())
+        for name in (*FIRST_KINDS, "original"):
+            if name in images:
+                self.kept.setdefault(name, []).append(images[name][: self.missing].cpu())
         self.missing = max(0, self.missing - len(images["original"]))
 
     def stacked(self) -> dict[str, Tensor]:
@@ -193,8 +195,11 @@ def _samplers(
         return lambda degradation, xT, part: sample(restorer, degradation, xT, **options)
 
     T = config.degradation.T
+    direct: Sampler = lambda degradation, xT, part: restore_directly(restorer, xT, T)  # noqa: E731
+    if config.training.levels == "last":  # it knows no other level
+        return {"direct": direct}
     samplers: dict[str, Sampler] = {
-        "direct": lambda degradation, xT, part: restore_directly(restorer, xT, T),
+        "direct": direct,
         "sampled": paper(sample_algorithm2),
         "sampled_algorithm1": paper(sample_algorithm1),
     }
@@ -224,7 +229,7 @@ def save_images(
     """The first ``count`` restorations as arrays, and a grid of the first few as a picture."""
     if count == 0:
         return
-    kinds = (*FIRST_KINDS, "original")
+    kinds = tuple(stacked)
     arrays: dict[str, NDArray[Any]] = {name: to_uint8(stacked[name][:count]) for name in kinds}
     arrays["index"] = np.arange(len(arrays["original"]))
     if labels is not None:

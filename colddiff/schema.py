@@ -24,6 +24,11 @@ def added(default: Any) -> Any:
     return field(default=default, metadata={"identity": "changed"})
 
 
+def is_added(item: dataclasses.Field[Any]) -> bool:
+    """Whether a field is an :func:`added` one."""
+    return item.metadata.get("identity") == "changed"
+
+
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise ``ValueError`` naming the field, its value and what is allowed."""
     if not condition:
@@ -68,7 +73,7 @@ def identity(node: Any) -> Any:
     values = {
         f.name: identity(getattr(node, f.name))
         for f in kept
-        if f.metadata.get("identity") != "changed" or getattr(node, f.name) != f.default
+        if not (is_added(f) and getattr(node, f.name) == f.default)
     }
     return {name: value for name, value in values.items() if value != {}}
 

@@ -47,6 +47,11 @@ def base_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
         named.append(preset(value) if name == "--preset" else _read_config(Path(value)))
     if len(named) > 1:
         raise ValueError("--preset and --config name one configuration: give one of them, once")
+    sections = tuple(f"--{field.name}." for field in dataclasses.fields(RunConfig))
+    overrides = [word for word in rest if word.startswith(sections)]
+    if any(word.partition("=")[0] == "--plan" for word in rest) and (named or overrides):
+        given = overrides[0].partition("=")[0] if overrides else "--preset or --config"
+        raise ValueError(f"{given} is not allowed with --plan: the file has all settings")
     config = named[0] if named else preset("demo")
     return config, rest
 

@@ -12,6 +12,7 @@ from colddiff.run_folder import RunFolder
 from jobs.cluster import Submitted
 from jobs.ledger import Ledger, Work, work_of
 from jobs.options import say
+from jobs.plan_file import REPORTS, read_plan
 from jobs.planning import Planned, plan, table
 from jobs.profiles import Profile
 from jobs.states import Job, living_jobs
@@ -25,7 +26,8 @@ class Reproduce(Seeded):
 
     On Slurm three jobs wait for each other: each run is evaluated when it is trained, and the table
     is made when all are evaluated. What can no longer run, because something before it failed, is
-    taken out of the queue. --preset NAME or --config FILE as for train.
+    taken out of the queue. --preset NAME, --config FILE or --plan FILE as for train; a plan also
+    says which reports are made, of all runs in the experiment.
     """
 
     out: Path = Path("reports/reproduce")
@@ -42,13 +44,15 @@ class Reproduce(Seeded):
             TrainTask(folder, self.uri, self.experiment, evaluate=not slurm)
             for folder in self.folders(configs)
         ]
+        name = configs[0].preset if self.plan is None else self.plan.stem
         report = ReportTask(
-            run=f"report-{self.experiment}-{configs[0].preset}",
+            run=f"report-{self.experiment}-{name}",
             tracking_uri=self.uri,
             experiment=self.experiment,
-            preset=configs[0].preset,
+            preset="" if self.plan else configs[0].preset,
             out=str(self.out.absolute()),
             runs=tuple(config.run_id for config in configs),
+            reports=read_plan(self.plan).reports if self.plan else REPORTS,
         )
         return (
             self._chain(training, report, known) if slurm else self._here(training, report, known)

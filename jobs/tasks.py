@@ -207,27 +207,29 @@ class ReportTask:
     tracking_uri: str
     experiment: str
     preset: str
-    """Only runs of this preset."""
+    """Only runs of this preset; empty for all."""
     out: str
     """Folder for the results."""
     runs: tuple[str, ...] = ()
     """The runs that it was made for; the table has whatever is in the experiment by then."""
+    reports: tuple[str, ...] = ("table1", "figure3")
+    """Modules of ``analysis``."""
 
     def __call__(self) -> str:
         """The results' folder; raises ``CalledProcessError`` where one cannot be made."""
         environment.set_up_logging()
         if not environment.ranks().is_main:
             return self.out
-        for module in ("analysis.table1", "analysis.figure3"):
+        options = {
+            "--experiment": self.experiment,
+            "--preset": self.preset,
+            "--tracking-uri": self.tracking_uri,
+            "--out": self.out,
+        }
+        words = [word for option in options.items() if option[1] for word in option]
+        for module in self.reports:
             # As processes: jobs know nothing of what analyses them.
-            options = {
-                "--experiment": self.experiment,
-                "--preset": self.preset,
-                "--tracking-uri": self.tracking_uri,
-                "--out": self.out,
-            }
-            words = [word for option in options.items() for word in option]
-            subprocess.run([sys.executable, "-m", module, *words], check=True)
+            subprocess.run([sys.executable, "-m", f"analysis.{module}", *words], check=True)
         return self.out
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:

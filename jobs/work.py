@@ -14,6 +14,7 @@ from colddiff.config import EvaluationConfig, GenerationConfig, RunConfig
 from colddiff.presets import labelled, preset
 from colddiff.run_folder import RunFolder
 from jobs.options import Launch
+from jobs.plan_file import read_plan
 from jobs.status import find_trained
 from jobs.tasks import EvaluateTask, GenerateTask, TrainTask, is_claimed
 
@@ -22,6 +23,9 @@ from jobs.tasks import EvaluateTask, GenerateTask, TrainTask, is_claimed
 class Seeded(Launch):
     """The runs of one configuration, one a seed."""
 
+    plan: Path | None = None
+    """TOML file with all runs of a study (jobs/plan_file.py), in place of --preset, --seeds and
+    settings."""
     seeds: tuple[int, ...] = ()
     """Seeds, a run each; training.seed by default."""
     download: bool = False
@@ -33,11 +37,22 @@ class Seeded(Launch):
         from colddiff.data import load_images
         from colddiff.optimisation import resolve_device
 
-        self.checked_profile(len(dict.fromkeys(self.seeds)) or 1)
+        configs = self.planned_configs()
+        self.checked_profile(len(configs))
+        for config in configs:
+            if self.cluster != "slurm":  # whose login nodes have other devices than its jobs
+                resolve_device(config.training.device)
+        for data in dict.fromkeys(config.data for config in configs):
+            load_images(data, "train", download=self.download)
+        return configs
+
+    def planned_configs(self) -> list[RunConfig]:
+        """The runs as the plan file or the command line describe them."""
+        if self.plan is not None:
+            if self.seeds:
+                raise ValueError("--seeds is not allowed with --plan: the file has the seeds")
+            return [self.placed(config) for config in read_plan(self.plan).runs]
         config = labelled(self.placed(self.run))
-        if self.cluster != "slurm":  # whose login nodes have other devices than its jobs
-            resolve_device(config.training.device)
-        load_images(config.data, "train", download=self.download)
         return [
             dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
             for seed in dict.fromkeys(self.seeds or (config.training.seed,))
@@ -54,7 +69,8 @@ class Seeded(Launch):
 class Train(Seeded):
     """Train and evaluate runs, one a seed. A run that exists is resumed, or found complete.
 
-    --preset NAME or --config FILE gives the values that the other options override.
+    --preset NAME or --config FILE gives the values that the other options override; --plan FILE
+    names the runs of a whole study.
     """
 
     evaluate: bool = True

@@ -37,6 +37,7 @@ CHANGES: dict[str, Change] = {
     "degradation.total_variance": ({}, 100.0),
     "degradation.padding": ({}, "reflect"),
     "degradation.discrete": ({}, True),
+    "degradation.storage": ({}, "float16"),
     "degradation.noise_schedule": ({}, "linear"),
     "model.dim": ({}, 32),
     "model.mults": ({}, (1, 2)),
@@ -44,6 +45,7 @@ CHANGES: dict[str, Change] = {
     "model.residual": ({}, True),
     "model.patch": ({}, 2),
     "model.conditioning": ({}, "wiener"),
+    "model.bounded": ({}, True),
     "optimiser.name": ({}, "adamw"),
     "optimiser.lr": ({}, 1e-3),
     "optimiser.weight_decay": ({}, 0.1),
@@ -60,6 +62,8 @@ CHANGES: dict[str, Change] = {
     "training.ema_start": ({}, 0),
     "training.precision": ({}, "bfloat16"),
     "training.compile": ({}, True),
+    "training.own_states": ({}, 0.5),
+    "training.levels": ({}, "last"),
     "training.device": ({}, "cpu"),
     "training.log_every": ({}, 1),
     "training.validate_every": ({}, 1),
@@ -70,6 +74,7 @@ CHANGES: dict[str, Change] = {
     "evaluation.batch_size": ({}, 1),
     "evaluation.levels": ({}, ("20-10-0",)),
     "evaluation.images": ({}, 0),
+    "evaluation.by_level": ({}, 5),
     "evaluation.inception_weights": ({}, "weights.pth"),
 }
 # What says where or how often something happens, but not what results.

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tracked_runs import EXPERIMENT, Store, error_line, table1, three_seeds
 
-from analysis.table1 import KINDS, METRICS, main, paper_values
+from analysis.blocks import KINDS, METRICS, paper_values
+from analysis.table1 import main
 
 # The root of 0.07, the sample variance of 0.1, 0.2, 0.6
 SPREAD = 0.2645751311
@@ -32,7 +33,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 def cell(out: Path, kind: str, metric: str, **where: str) -> dict[str, str]:
     where |= {"kind": kind, "metric": metric}
-    found = [row for row in rows(out) if where.items() <= row.items()]
+    found = [row for row in rows(out) if where.items() <= row.items() and row["preset"]]
     assert len(found) == 1, found
     return found[0]
 
@@ -64,32 +65,66 @@ def test_mean_and_sample_deviation(store: Store) -> None:
         "paper": "0.142",
         "mean": "0.3",
         "std": str(SPREAD),
+        "difference": "0.158",
         "seeds": "3",
         "samples": "10000",
+        "split": "test",
     }
     fid = cell(out, "direct", "fid_digits")
     assert (fid["mean"], fid["std"], fid["paper"]) == ("30", "26.45751311", "")
-    assert [(row["kind"], row["metric"]) for row in rows(out)] == [
-        (kind, metric) for kind in KINDS for metric in METRICS
-    ]
+    mnist = [(row["kind"], row["metric"]) for row in rows(out) if row["dataset"] == "mnist"]
+    assert mnist == [(kind, metric) for kind in KINDS for metric in METRICS]
 
 
 def test_markdown_is_shown_and_written(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     three_seeds(store)
     text = (table1(store) / "table1.md").read_text()
     assert capsys.readouterr().out == text
-    header, _, degraded, direct, sampled = markdown_rows(text)
+    header, _, degraded, direct, sampled = markdown_rows(text)[:5]
     assert header == [
-        "", "RMSE paper", "RMSE ours", "SSIM paper", "SSIM ours", "FID paper", "FID ours",
-        "FID(digits) ours",
+        "", "RMSE paper", "RMSE ours", "RMSE difference", "SSIM paper", "SSIM ours",
+        "SSIM difference", "FID paper", "FID ours", "FID difference", "FID(digits) ours",
     ]  # fmt: skip
-    assert degraded == ["degraded", "0.287", "", "0.287 †", "", "438.59", "", ""]
-    assert direct == ["direct", "0.142", "0.300 ± 0.265", "0.757", "", "5.10", "", "30.00 ± 26.46"]
-    assert sampled == ["sampled", "0.154", "", "0.718", "0.300 ± 0.265", "4.69", "", ""]
+    assert degraded == ["degraded", "0.287", "", "", "0.287 †", "", "", "438.59", "", "", ""]
+    assert direct == [
+        "direct", "0.142", "0.300 ± 0.265", "+0.158", "0.757", "", "", "5.10", "", "",
+        "30.00 ± 26.46",
+    ]  # fmt: skip
+    assert sampled == [
+        "sampled", "0.154", "", "", "0.718", "0.300 ± 0.265", "-0.418", "4.69", "", "", ""
+    ]  # fmt: skip
     assert "## mnist, preset mnist, T = 20\n\n3 seeds, 10,000 test images.\n" in text
     assert re.search(r"^† MNIST's degraded SSIM of 0\.287", text, re.M)
     assert "embedded digits" not in text
     assert "Other samplers" not in text
+
+
+def test_data_sets_without_runs_say_so(store: Store) -> None:
+    three_seeds(store)
+    text = (table1(store) / "table1.md").read_text()
+    for name, direct in (("cifar10", "0.071"), ("celeba", "0.083")):
+        assert f"## {name}\n\nNo finished run.\n" in text
+        row = ["direct", direct, "no finished run", ""]
+        assert row in [found[:4] for found in markdown_rows(text)]
+    assert {row["seeds"] for row in rows(table1(store)) if row["dataset"] == "celeba"} == {"0"}
+    # Where one preset is asked for, the rest of the paper is not.
+    alone = table1(store, "--preset", "mnist")
+    assert {row["dataset"] for row in rows(alone)} == {"mnist"}
+
+
+def test_hot_diffusion_has_no_row_in_the_paper(store: Store) -> None:
+    store.log(
+        preset="mnist-hot", metrics={"direct/rmse": 0.2}, params={"degradation.kind": "noise"}
+    )
+    found = cell(table1(store), "direct", "rmse", preset="mnist-hot")
+    assert (found["paper"], found["difference"], found["mean"]) == ("", "", "0.2")
+
+
+def test_an_empty_fid_says_how_to_fill_it(store: Store) -> None:
+    store.log(metrics={"direct/rmse": 0.1, "direct/fid_digits": 1.0})
+    assert "--evaluation.inception-weights FILE" in (table1(store) / "table1.md").read_text()
+    store.log(metrics={"direct/rmse": 0.1, "direct/fid_inception": 9.0}, start=5_000)
+    assert "inception-weights" not in (table1(store) / "table1.md").read_text()
 
 
 def test_one_seed_has_no_deviation(store: Store) -> None:
@@ -117,7 +152,7 @@ def test_value_of_some_seeds_says_how_many(store: Store) -> None:
     out = table1(store)
     fid = cell(out, "direct", "fid_inception")
     assert (fid["mean"], fid["std"], fid["seeds"]) == ("8.5", "0.7071067812", "2")
-    assert markdown_rows((out / "table1.md").read_text())[3][6] == "8.50 ± 0.71 (n = 2)"
+    assert markdown_rows((out / "table1.md").read_text())[3][8] == "8.50 ± 0.71 (n = 2)"
     assert r"$8.50 \pm 0.71$ (n = 2)" in (out / "table1.tex").read_text()
 
 
@@ -131,7 +166,7 @@ def test_groups(store: Store) -> None:
     means = {
         (row["dataset"], row["preset"], row["T"]): (row["mean"], row["paper"])
         for row in rows(out)
-        if (row["kind"], row["metric"]) == ("direct", "rmse")
+        if (row["kind"], row["metric"]) == ("direct", "rmse") and row["preset"]
     }
     assert means == {
         ("mnist", "mnist", "20"): ("0.1", "0.142"),
@@ -150,6 +185,28 @@ def test_different_recipes_are_never_averaged(store: Store) -> None:
     short = cell(out, "direct", "rmse", preset="mnist[training.steps=10]")
     assert (full["mean"], full["seeds"]) == ("0.2", "2")
     assert (short["mean"], short["seeds"]) == ("0.9", "1")
+
+
+def test_runs_of_before_a_setting_had_it_at_its_default(store: Store) -> None:
+    older = store.log("a", seed=0, metrics={"direct/rmse": 0.1})
+    assert "training.own_states" in store.client.get_run(older).data.params
+    store.log("b", seed=1, metrics={"direct/rmse": 0.3}, without=("training.own_states",))
+    store.log("c", seed=0, metrics={"direct/rmse": 0.9}, params={"training.own_states": 0.5})
+    out = table1(store)
+    plain = cell(out, "direct", "rmse", preset="mnist[training.own_states=0.0]")
+    assert (plain["mean"], plain["seeds"]) == ("0.2", "2")
+    assert cell(out, "direct", "rmse", preset="mnist[training.own_states=0.5]")["mean"] == "0.9"
+
+
+def test_networks_that_do_not_sample_are_left_out(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = {"training.levels": "last"}
+    store.log("a", metrics={"direct/rmse": 0.1}, params=last, preset="floor")
+    common = ("--out", str(tmp_path / "out"), "--tracking-uri", store.uri, "--experiment")
+    assert "only restore directly" in error_line(main, capsys, *common, EXPERIMENT)
+    store.log("b", metrics={"direct/rmse": 0.2})
+    assert {row["preset"] for row in rows(table1(store))} == {"mnist", ""}
 
 
 def test_where_a_run_ran_does_not_split_its_seeds(store: Store) -> None:
@@ -185,10 +242,10 @@ def test_preset_filter(store: Store) -> None:
 def test_papers_values_stand_beside_its_own_data_sets_only(store: Store, dataset: str) -> None:
     store.log(dataset=dataset, metrics={"degraded/ssim": 0.015})
     out = table1(store)
-    assert {row["paper"] for row in rows(out)} == {""}
+    assert {row["paper"] for row in rows(out) if row["dataset"] == dataset} == {""}
     text = (out / "table1.md").read_text()
     assert ("embedded digits set" in text) == (dataset == "digits")
-    assert "†" not in text
+    assert "†" not in (table1(store, "--preset", "mnist") / "table1.md").read_text()
 
 
 def test_celeba_from_a_folder_of_images(store: Store) -> None:

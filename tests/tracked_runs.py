@@ -53,6 +53,7 @@ class Store:
         start: int = 1_000,
         samples: int | None = 10_000,
         split: str | None = "test",
+        without: tuple[str, ...] = (),
     ) -> str:
         """Log a run as colddiff.tracking does; ``metrics`` are below ``eval/``."""
         from mlflow.entities import Metric, Param
@@ -64,6 +65,7 @@ class Store:
             all_tags["colddiff.eval_split"] = split
         run = client.create_run(self.experiment_id, start, all_tags | (tags or {}))
         values = RunConfig().flat() | {"data.name": dataset, "training.seed": seed}
+        values |= params or {}
         logged = {"samples": samples} if samples is not None and metrics else {}
         client.log_batch(
             run.info.run_id,
@@ -71,7 +73,7 @@ class Store:
                 Metric(f"eval/{key}", value, start, 0)
                 for key, value in ((metrics or {}) | logged).items()
             ],
-            params=[Param(key, str(value)) for key, value in (values | (params or {})).items()],
+            params=[Param(key, str(value)) for key, value in values.items() if key not in without],
         )
         if status != "RUNNING":
             client.set_terminated(run.info.run_id, status, start + 500)
