@@ -119,6 +119,12 @@ def download(
         return Path(client.download_artifacts(run_id, artifact, str(folder) if folder else None))
 
 
+def artifacts(run_id: str, folder: str, uri: str | None = None) -> list[str]:
+    """The paths of a run's artifacts in ``folder``."""
+    with reading(uri) as client:
+        return [entry.path for entry in client.list_artifacts(run_id, folder) if not entry.is_dir]
+
+
 def sampling(runs: pd.DataFrame) -> pd.DataFrame:
     """Those whose networks sample, and do not only restore directly from the last level.
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from analysis.pictures import BLACK, GREY, ORANGE
 from analysis.studies import Study, Trial, value
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.collections import PathCollection
     from matplotlib.colors import Normalize
 
-BLUE, ORANGE, GREY, BLACK = "#0072b2", "#d55e00", "#888888", "#000000"
 REFERENCE: dict[str, Any] = {"marker": "s", "color": BLACK, "markersize": 7, "zorder": 5}
 BEST: dict[str, Any] = {"marker": "*", "color": ORANGE, "markersize": 14, "zorder": 6}
 EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.8}

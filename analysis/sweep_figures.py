@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
+from analysis.pictures import BLACK, BLUE, GREY, ORANGE, WIDTH, new_figure
 from analysis.studies import Study, Trial, value
 from analysis.sweep_axes import (
-    BLACK,
-    BLUE,
-    GREY,
-    ORANGE,
     Scale,
     colors_of,
     limits,
@@ -26,18 +22,6 @@ from analysis.sweep_axes import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-DPI = 200
-WIDTH = 6.5  # inches, of a page's text
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # TrueType: publishers refuse type 3
-}
 
 
 def figures(study: Study) -> dict[str, Callable[[Study], Figure]]:
@@ -54,24 +38,10 @@ def figures(study: Study) -> dict[str, Callable[[Study], Figure]]:
     return {draw.__name__: draw for draw, sensible in possible.items() if sensible}
 
 
-def render(draw: Callable[[Study], Figure], study: Study, caption: str) -> dict[str, bytes]:
-    """The figure's png and pdf, with ``caption`` in their metadata."""
-    import matplotlib as mpl
-
-    files = {}
-    with mpl.rc_context(STYLE):
-        figure = draw(study)
-        for form, key in (("png", "Description"), ("pdf", "Subject")):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=form, dpi=DPI, metadata={key: caption})
-            files[form] = buffer.getvalue()
-    return files
-
-
 def history(study: Study) -> Figure:
     """Values against the trials' numbers, with the best so far."""
     rows = len(study.objectives)
-    figure = _figure(WIDTH, 0.4 + 2.6 * rows)
+    figure = new_figure(WIDTH, 0.4 + 2.6 * rows)
     for row in range(rows):
         _history(figure.add_subplot(rows, 1, row + 1), study, row)
     handles = figure.axes[0].get_legend_handles_labels()
@@ -112,7 +82,7 @@ def importances(study: Study) -> Figure:
     shares = study.importances
     names = varying(study)[::-1]
     height = 0.8 / len(shares)
-    figure = _figure(WIDTH, 0.8 + 0.35 * len(names) * len(shares))
+    figure = new_figure(WIDTH, 0.8 + 0.35 * len(names) * len(shares))
     axes = figure.add_subplot()
     labels = {objective.key: objective.label for objective in study.objectives}
     for place, (key, color) in enumerate(zip(shares, (BLUE, ORANGE), strict=False)):
@@ -140,7 +110,7 @@ def slices(study: Study) -> Figure:
     names, objectives = varying(study), study.objectives
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = _figure(max(4.2, 1.2 + 1.8 * columns), 0.5 + 2.3 * rows * len(objectives))
+    figure = new_figure(max(4.2, 1.2 + 1.8 * columns), 0.5 + 2.3 * rows * len(objectives))
     cells = figure.subplots(rows * len(objectives), columns, squeeze=False, sharey="row")
     for index, objective in enumerate(objectives):
         for place in range(rows * columns):
@@ -176,7 +146,7 @@ def plane(study: Study) -> Figure:
     """The first value over the number of steps and the shape."""
     names = plane_axes(study)
     assert names is not None, "figures() asks first"
-    figure = _figure(5.2, 3.9)
+    figure = new_figure(5.2, 3.9)
     axes = figure.add_subplot()
     x_scale, y_scale = (Scale(study, name) for name in names)
     x, y = names
@@ -221,7 +191,7 @@ def parallel(study: Study) -> Figure:
     names = varying(study)
     scales = [Scale(study, name) for name in names]
     width = 2.7 + 1.2 * len(names)
-    figure = _figure(width, 3.4, layout=None)  # which would fight with the texts' places
+    figure = new_figure(width, 3.4, layout=None)  # which would fight with the texts' places
     axes = figure.add_axes((0.8 / width, 0.15, 1.2 * len(names) / width, 0.7))
     axes.set_axis_off()
     colors, palette = colors_of(study)
@@ -260,7 +230,7 @@ def _upright(axes: Axes, x: float, name: str, ticks: list[tuple[float, str]]) ->
 
 def pareto(study: Study) -> Figure:
     """The first value against the second, and the trials that none beats in both."""
-    figure = _figure(WIDTH, 4.0)
+    figure = new_figure(WIDTH, 4.0)
     axes = figure.add_subplot()
     ends = limits(study)
     dominated = [trial for trial in study.measured if trial.number not in study.front]
@@ -290,11 +260,3 @@ def _mark(axes: Axes, study: Study, place: Callable[[Trial], tuple[float, float]
     for trial, style, label in marked(study):
         x, y = place(trial)
         axes.plot([x], [y], **style, linestyle="none", label=label)
-
-
-def _figure(
-    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
-) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout=layout, facecolor="white")

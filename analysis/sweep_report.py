@@ -6,6 +6,7 @@ Writes report.md, summary.json, best.json (of several objectives also pareto/) a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 import tempfile
@@ -88,7 +89,8 @@ def save_configs(study: Study, options: SweepOptions, scratch: Path) -> None:
 
 def make(options: SweepOptions) -> None:
     """Read, draw and write; see the module's description."""
-    from analysis.sweep_figures import figures, render
+    from analysis.pictures import render
+    from analysis.sweep_figures import figures
     from colddiff.files import write_atomic, write_json
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -99,7 +101,9 @@ def make(options: SweepOptions) -> None:
     footer = _provenance(study, options)
     drawn = figures(study)
     for name, draw in drawn.items():
-        for form, content in render(draw, study, "; ".join(footer.lines())).items():
+        for form, content in render(
+            functools.partial(draw, study), "; ".join(footer.lines())
+        ).items():
             write_atomic(options.out / f"{name}.{form}", content)
     page = to_markdown(study, summary, list(drawn), options.out, footer)
     write_json(options.out / "summary.json", summary)

@@ -143,7 +143,13 @@ def split_validation(
         )
     chosen = torch.randperm(len(images), generator=generator(0, "validation"))
     kept, back = chosen[held:].sort().values, chosen[:held].sort().values
-    return TensorImages(images.pixels[kept]), TensorImages(images.pixels[back])
+    first, second = (
+        TensorImages(
+            images.pixels[part], None if images.labels is None else images.labels[part.cpu()]
+        )
+        for part in (kept, back)
+    )
+    return first, second
 
 
 def prepare(images: Tensor, config: DataConfig) -> Tensor:

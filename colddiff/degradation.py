@@ -216,7 +216,7 @@ def stored(x: Tensor, storage: Storage) -> Tensor:
         case "bfloat16" | "float16":
             return x.to(torch.bfloat16 if storage == "bfloat16" else torch.float16).to(x.dtype)
     half = (2.0 ** (16 if storage == "uint16" else 8) - 1) / 2
-    return ((x + 1) * half).round() / half - 1
+    return (((x.double() + 1) * half).round() / half - 1).to(x.dtype)
 
 
 class Noise(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from colddiff.data import load_images
 from colddiff.degradation import Noise, Process, build_degradation
 from colddiff.diffusion import SAMPLERS
 from colddiff.evaluation import load_restorer
-from colddiff.files import write_atomic
+from colddiff.files import write_atomic, write_json
 from colddiff.hot_samplers import fresh_noise, sample_ddim, sample_ddpm
-from colddiff.images import save_grid, to_uint8
+from colddiff.images import save_grid, to_float, to_uint8
 from colddiff.levels import check_levels, parse_levels
+from colddiff.machine import git_dirty, git_sha
 from colddiff.prior import MeanPrior, break_symmetry, real_terminals
+from colddiff.quality import generation_quality
 from colddiff.randomness import generator
 from colddiff.restorer import Restorer
 from colddiff.run_folder import RunFolder
@@ -35,21 +38,22 @@ GRID = (10, 10)
 def generate(
     folder: RunFolder, settings: GenerationConfig, device: torch.device, *, progress: bool = False
 ) -> Path:
-    """Generate images and write ``samples/<slug>.npz`` (uint8 ``images``, n h w c) and ``.png``.
+    """Generate images; write ``samples/<slug>.npz`` (uint8 ``images``, n h w c), .png and .json.
 
-    Returns the array file's path.
+    The last has the settings, what it took and, of digits, how good they are. Returns the array
+    file's path.
 
     Raises:
         ValueError: for a run that is not trained, absent data, levels or a sampler that do not fit.
     """
-    restorer, config, _ = load_restorer(folder, device)
+    restorer, config, step = load_restorer(folder, device)
     T = config.degradation.T
     levels = parse_levels(settings.levels) if settings.levels else tuple(range(T, -1, -1))
     check_levels(levels, T)
     settings.check_for(config.degradation.kind)
     degradation = build_degradation(config.degradation, config.data.image_size).to(device)
     start = starting_states(config, settings, degradation, device)
-    made = []
+    made, clock = [], time.perf_counter()
     hidden = None if progress else True
     bar = tqdm(torch.split(start, settings.batch_size), desc="generate", disable=hidden)
     first = 0
@@ -58,7 +62,7 @@ def generate(
         sample = _sampler(settings, degradation, restorer, indices)
         made.append(sample(xT.to(device), levels).clamp(-1, 1).cpu())
         first += len(xT)
-    images = torch.cat(made)
+    images, seconds = torch.cat(made), time.perf_counter() - clock
     buffer = io.BytesIO()
     described = json.dumps(dataclasses.asdict(settings))
     np.savez_compressed(buffer, images=to_uint8(images), settings=np.array(described))
@@ -69,6 +73,20 @@ def generate(
         blank = rows[0].new_full((len(rows[0]) - len(rows[-1]), *rows[0].shape[1:]), 1.0)
         rows[-1] = torch.cat((rows[-1], blank))
     save_grid(path.with_suffix(".png"), rows)
+    digits = config.data.has_digits and len(images) > 1
+    quality = generation_quality(to_float(to_uint8(images)), config, device) if digits else None
+    record = {
+        "settings": dataclasses.asdict(settings),
+        "levels": levels,
+        "network_calls": len(levels) - 1,
+        "sampling_seconds": round(seconds, 3),
+        "device": str(device),
+        "step": step,
+        "git_sha": git_sha(),
+        "git_dirty": git_dirty(),
+        "quality": dataclasses.asdict(quality) if quality else None,
+    }
+    write_json(path.with_suffix(".json"), record)
     return path
 
 

@@ -21,6 +21,11 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return array
 
 
+def to_float(images: NDArray[np.uint8]) -> Tensor:
+    """``n h w c`` grey levels -> float32 ``n c h w`` in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def save_grid(path: Path, rows: Sequence[Tensor], scale: int = 2, gap: int = 2) -> None:
     """Write rows of images (``n c h w`` each, in [-1, 1]) as one PNG, enlarged ``scale`` times."""
     from PIL import Image

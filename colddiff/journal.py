@@ -159,8 +159,8 @@ def read_records(path: Path, start: int = 0, limit: int | None = None) -> tuple[
     with path.open("rb") as file:
         file.seek(start)
         for line in file:
-            if len(records) == limit:
-                break
+            if len(records) == limit or not line.endswith(b"\n"):
+                break  # the end, or as much of a line as its writer had written by now
             try:
                 record = _parse(line)
             except (ValueError, KeyError, TypeError, AttributeError) as error:

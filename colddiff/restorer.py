@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colddiff.config import DegradationConfig, RunConfig
+from colddiff.ddpm_unet import DDPMUNet
 from colddiff.degradation import cumulative_matrices
 from colddiff.sections import Storage
 from colddiff.unet import UNet
@@ -69,7 +70,7 @@ class Restorer(nn.Module):
 
     def __init__(
         self,
-        unet: UNet,
+        unet: UNet | DDPMUNet,
         *,
         patch: int = 1,
         estimate: WienerEstimate | None = None,
@@ -102,23 +103,11 @@ class Restorer(nn.Module):
 
 def build_restorer(config: RunConfig) -> Restorer:
     """The freshly initialised restorer of a configuration, seeded by ``training.seed``."""
-    model, channels = config.model, config.data.channels
-    folded = channels * model.patch**2
-    wiener = model.conditioning == "wiener"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        unet = UNet(
-            model.dim,
-            model.mults,
-            2 * folded if wiener else folded,
-            out_channels=folded,
-            time_embedding=model.time_embedding,
-            residual=model.residual,
-            # The Wiener estimate is at the images' own scale; raw x_t near x_T is not.
-            float32_first=not wiener,
-        )
-    estimate = None
-    if wiener:
+        unet = _build_unet(config)
+    estimate, model = None, config.model
+    if model.conditioning == "wiener":
         matrices = cumulative_matrices(config.degradation, config.data.image_size)
         estimate = WienerEstimate(matrices, rounding_floor(config.degradation))
     restorer = Restorer(
@@ -129,3 +118,34 @@ def build_restorer(config: RunConfig) -> Restorer:
         bounded=model.bounded,
     )
     return restorer.to(memory_format=torch.channels_last)
+
+
+def _build_unet(config: RunConfig) -> UNet | DDPMUNet:
+    model = config.model
+    folded = config.data.channels * model.patch**2
+    wiener = model.conditioning == "wiener"
+    channels = 2 * folded if wiener else folded
+    # The Wiener estimate is at the images' own scale; raw x_t near x_T is not.
+    float32_first = not wiener
+    match model.name:
+        case "convnext":
+            return UNet(
+                model.dim,
+                model.mults,
+                channels,
+                out_channels=folded,
+                time_embedding=model.time_embedding,
+                residual=model.residual,
+                float32_first=float32_first,
+            )
+        case "ddpm":
+            return DDPMUNet(
+                model.dim,
+                model.mults,
+                channels,
+                image_size=config.data.image_size // model.patch,
+                out_channels=folded,
+                dropout=model.dropout,
+                residual=model.residual,
+                float32_first=float32_first,
+            )

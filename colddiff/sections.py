@@ -160,12 +160,15 @@ class ModelConfig(Checked):
 
     SECTION = "model"
 
+    name: Literal["convnext", "ddpm"] = added("convnext")
+    """convnext: the authors' ConvNeXt U-Net of MNIST and CelebA. ddpm: the DDPM U-Net
+    (arXiv:2006.11239), theirs of CIFAR-10."""
     dim: int = 64
-    """Width of the first resolution; even, 4..1024."""
+    """Width of the first resolution; even, 4..1024, and for ddpm a multiple of 32."""
     mults: tuple[int, ...] = (1, 2, 4, 8)
     """Width multiplier of each resolution; each further one halves the image. 1..8 of them."""
     time_embedding: bool = True
-    """Whether the network is told t."""
+    """Whether the network is told t; ddpm always is."""
     residual: bool = False
     """Whether the network predicts the difference to its first input (x_t or the estimate)."""
     patch: int = 1
@@ -177,10 +180,20 @@ class ModelConfig(Checked):
     bounded: bool = added(False)
     """Whether the network's estimates are clamped to [-1, 1]. In training they are not, but what
     lies beyond black or white where the image is black or white is no error."""
+    dropout: float = added(0.0)
+    """Of ddpm: share of each block's features that is zeroed in training, in [0, 1)."""
 
     def check(self) -> None:
         """Ranges; see the fields."""
         self.require(4 <= self.dim <= 1024 and self.dim % 2 == 0, "dim", "even, 4..1024")
+        self.require(0 <= self.dropout < 1, "dropout", "in [0, 1)")
+        if self.name == "ddpm":
+            self.require(self.dim % 32 == 0, "dim", "a multiple of 32 for model.name = ddpm")
+            self.require(self.time_embedding, "time_embedding", "true for model.name = ddpm")
+        else:
+            self.require(
+                self.dropout == 0, "dropout", "0 for model.name = convnext, which has none"
+            )
         self.require(
             1 <= len(self.mults) <= 8 and all(1 <= m <= 64 for m in self.mults),
             "mults",

@@ -30,6 +30,7 @@ from colddiff.interruption import Interrupted, StopSource
 from colddiff.journal import Journal
 from colddiff.machine import system_metrics
 from colddiff.optimisation import Interval, build_optimiser, learning_rate
+from colddiff.randomness import generator
 from colddiff.ranks import Group
 from colddiff.restorer import build_restorer
 from colddiff.run_folder import RunFolder
@@ -161,6 +162,10 @@ class Trainer:
         settings, total = self.config.training, torch.zeros((), device=self.device)
         for micro in range(settings.accumulation):
             k, x0 = self.step * settings.accumulation + micro, next(stream)
+            if self.config.model.dropout:
+                # It draws from torch's own generator: that, too, is a function of the step.
+                draws = generator(settings.seed, f"dropout of rank {self.order.rank}", k)
+                torch.manual_seed(draws.initial_seed())
             xt, t = self.inputs(k, x0)
             with self.group.no_sync(self.network, skip=micro < settings.accumulation - 1):
                 loss = restoration_loss(

@@ -7,13 +7,19 @@ channels of a ``channels_last`` tensor, and linear attention as two batched matr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from colddiff.unet_parts import (
+    reference_weights,
+    require_multiple,
+    require_widths,
+    step_embedding,
+)
 
 HEADS, HEAD_DIM = 4, 32
 EXPANSION = 2
@@ -145,10 +151,7 @@ class UNet(nn.Module):
         super().__init__()
         if dim < 4 or dim % 2:
             raise ValueError(f"dim must be an even number of at least 4, got {dim}")
-        if not mults or min(mults) < 1:
-            raise ValueError(f"mults must be one or more positive integers, got {tuple(mults)}")
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}")
+        require_widths(mults, channels)
         out_channels = channels if out_channels is None else out_channels
         self.dim, self.out_channels, self.residual = dim, out_channels, residual
         self.stride = 2 ** (len(mults) - 1)
@@ -188,10 +191,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: if height or width is not a multiple of ``2 ** (len(mults) - 1)``.
         """
-        if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
-            raise ValueError(
-                f"image height and width must be multiples of {self.stride}, got {tuple(x.shape)}"
-            )
+        require_multiple(x, self.stride)
         time = None
         if self.time is not None:
             # Every block applies the same GELU to the embedding before its own linear map.
@@ -210,15 +210,6 @@ class UNet(nn.Module):
         return out + x[:, : self.out_channels] if self.residual else out
 
 
-def step_embedding(step: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of the 0-based step ``b``, float32 ``b dim`` (arXiv:1706.03762, 3.5)."""
-    half = dim // 2
-    decay = math.log(10_000) / (half - 1)
-    frequencies = torch.exp(torch.arange(half, device=step.device) * -decay)
-    angles = step[:, None].float() * frequencies
-    return torch.cat((angles.sin(), angles.cos()), dim=-1)
-
-
 def load_reference_state_dict(
     unet: UNet,
     state_dict: Mapping[str, Tensor],
@@ -226,38 +217,18 @@ def load_reference_state_dict(
 ) -> None:
     """Load weights that carry the authors' parameter names (``downs.0.0.ds_conv.weight``, …).
 
-    Takes a bare network's state dict, or the one of their ``GaussianDiffusion`` with any mix of
-    ``module.`` and ``denoise_fn.`` in front, or their whole checkpoint (then ``weights`` says
-    which of its two entries). Their blur kernels are ignored: ours are computed.
+    In any of the forms that :func:`~colddiff.unet_parts.reference_weights` reads.
 
     Raises:
         ValueError: naming the parameters that are missing, unknown or of another shape.
     """
-    if weights in state_dict and isinstance(state_dict[weights], Mapping):
-        state_dict = state_dict[weights]  # type: ignore[assignment]
-    theirs: dict[str, Tensor] = {}
-    for name, value in state_dict.items():
-        bare = name.replace("module.", "").removeprefix("denoise_fn.")
-        if not bare.startswith("gaussian_kernels."):
-            theirs[bare] = value
-    names = reference_names(unet)
-    own = unet.state_dict()
-    missing = sorted(set(names.values()) - set(theirs))
-    unknown = sorted(set(theirs) - set(names.values()))
-    if missing or unknown:
-        raise ValueError(f"reference weights do not fit: missing {missing}, unknown {unknown}")
+    names, own = reference_names(unet), unet.state_dict()
     # Their norms (g and b) are stored 1 c 1 1; every other shape agrees.
     shapes = {
         r: (1, *own[n].shape, 1, 1) if r.endswith((".g", ".b")) else own[n].shape
         for n, r in names.items()
     }
-    wrong = [
-        f"{r} is {tuple(theirs[r].shape)} and should be {tuple(shape)}"
-        for r, shape in shapes.items()
-        if theirs[r].shape != shape
-    ]
-    if wrong:
-        raise ValueError(f"reference weights do not fit: other shapes, {'; '.join(wrong)}")
+    theirs = reference_weights(state_dict, shapes, weights)
     unet.load_state_dict({n: theirs[r].reshape(own[n].shape) for n, r in names.items()})
 
 

@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from colddiff.config import DataConfig, RunConfig
+from colddiff.config import RunConfig
 from colddiff.files import read_json, write_json
 from colddiff.levels import check_levels, parse_levels
 from colddiff.machine import git_dirty, git_sha
 from colddiff.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from colddiff.interruption import StopRequest
     from sweeps.study import StudyConfig
 
 ObjectiveName = Literal["restoration", "generation", "pareto"]
 Metric = Literal["rmse", "ssim"]
 Direction = Literal["minimize", "maximize"]
-TRAINING_IMAGES = 10_000
-"""Generated digits are compared with the first so many training images."""
 
 
 def directions(objective: ObjectiveName, metric: Metric = "rmse") -> list[Direction]:
@@ -131,6 +126,8 @@ def _settings(
         return settings | {"split": "validation", "samples": folder.config.data.validation}
     generation = dataclasses.asdict(study.generation)
     del generation["batch_size"], generation["levels"]
+    from colddiff.quality import TRAINING_IMAGES
+
     return settings | {"generation": generation, "training_images": TRAINING_IMAGES}
 
 
@@ -188,11 +185,7 @@ def _restoration(folder: RunFolder, levels: tuple[int, ...]) -> dict[str, float]
 
 def _generation(folder: RunFolder, study: StudyConfig, levels: tuple[int, ...]) -> dict[str, float]:
     """FID(digits) of generated images, which are kept among the run's samples."""
-    import numpy as np
-    import torch
-
-    from colddiff import metrics
-    from colddiff.classifier import load_digit_classifier
+    from colddiff.files import read_json
     from colddiff.generation import generate
     from colddiff.optimisation import resolve_device
 
@@ -202,25 +195,4 @@ def _generation(folder: RunFolder, study: StudyConfig, levels: tuple[int, ...]) 
     every = levels == tuple(range(T, -1, -1))
     text = "" if every else "-".join(map(str, levels))
     path = generate(folder, dataclasses.replace(study.generation, levels=text), device)
-    with np.load(path) as arrays:
-        pixels = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
-    features = metrics.digit_features(pixels.float() / 127.5 - 1, load_digit_classifier(device))
-    known = _training_features(config.data, config.training.batch_size, str(device))
-    return {"fid_digits": metrics.frechet_distance(features, known)}
-
-
-@functools.lru_cache(maxsize=2)
-def _training_features(data: DataConfig, batch_size: int, device: str) -> Tensor:
-    """The digit classifier's features of the images that are trained on."""
-    import torch
-
-    from colddiff import metrics
-    from colddiff.batches import to_batch
-    from colddiff.classifier import load_digit_classifier
-    from colddiff.data import load_images, split_validation
-
-    images, _ = split_validation(load_images(data, "train"), data.validation, batch_size)
-    first = images.take(torch.arange(min(TRAINING_IMAGES, len(images))))
-    return metrics.digit_features(
-        to_batch(first, data), load_digit_classifier(torch.device(device))
-    )
+    return {"fid_digits": read_json(path.with_suffix(".json"))["quality"]["fid_digits"]}

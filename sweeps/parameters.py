@@ -143,14 +143,16 @@ def parameters(space: SpaceName, base: RunConfig) -> dict[str, Parameter]:
                 "exponent": _real(0.25, 4.0, (0.5, 1.0, 2.0, 3.0), 1.0),
             }
         case "recipe":
-            return _recipe(own)
+            return _recipe(own, least=32 if base.model.name == "ddpm" else 4)
 
 
-def _recipe(own: Mapping[str, Any]) -> dict[str, Parameter]:
+def _recipe(own: Mapping[str, Any], least: int) -> dict[str, Parameter]:
+    """Widths are the base's, half and twice that, as far as the network has them."""
     dim = own["dim"]
+    narrower = dim // 2 - dim // 2 % (32 if least == 32 else 2)
     return {
         "lr": _real(1e-5, 1e-2, (1e-4, 1e-3), own["lr"]),
-        "dim": Choice(tuple(sorted({max(4, dim // 4 * 2), dim, min(1024, 2 * dim)}))),
+        "dim": Choice(tuple(sorted({max(least, narrower), dim, min(1024, 2 * dim)}))),
         "loss": Choice(("l1", "l2")),
         "lr_schedule": Choice(("constant", "cosine")),
         "ema_decay": Choice(tuple(sorted({0.99, 0.995, 0.999, own["ema_decay"]}))),

@@ -52,6 +52,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "model.dim": [2, 33, 1026, 0],
     "model.mults": [(), (1,) * 9],
     "model.patch": [0, 3, 8],
+    "model.dropout": [-0.1, 1.0, 0.1],  # model.name is not ddpm
     "optimiser.lr": [0.0, 10.0, -1e-3],
     "optimiser.weight_decay": [-0.1],
     "optimiser.warmup_steps": [-1],
@@ -216,6 +217,28 @@ def test_the_widest_kernels_that_fit_are_accepted() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dim", 16),
+        ("dim", 48),
+        ("dim", 1000),
+        ("dropout", -0.1),
+        ("dropout", 1.0),
+        ("time_embedding", False),
+    ],
+)
+def test_what_the_ddpm_network_cannot_be(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=message(f"model.{name}", value)):
+        ModelConfig(name="ddpm", **{name: value})
+
+
+def test_what_the_ddpm_network_can_be() -> None:
+    ModelConfig(name="ddpm", dim=32, dropout=0.0)
+    ModelConfig(name="ddpm", dim=1024, dropout=0.99)
+    ModelConfig(name="ddpm", dim=96, mults=(1, 3, 5), patch=2, residual=True, bounded=True)
+
+
 def test_sections_must_be_sections() -> None:
     with pytest.raises(ValueError, match="^data = 5 is not allowed: it must be of type DataConfig"):
         RunConfig(data=5)  # type: ignore[arg-type]
@@ -293,11 +316,13 @@ def test_fields_that_came_later_leave_the_names_of_older_runs_alone() -> None:
     assert old.run_id == "digits-constant-T7-dim64-seed0-9a612eb9"
     newer = [
         dataclasses.replace(old, model=ModelConfig(bounded=True)),
+        dataclasses.replace(old, model=ModelConfig(name="ddpm")),
+        dataclasses.replace(old, model=ModelConfig(name="ddpm", dropout=0.1)),
         dataclasses.replace(old, training=TrainingConfig(steps=11, own_states=0.5)),
         dataclasses.replace(old, training=TrainingConfig(steps=11, levels="last")),
         dataclasses.replace(old, degradation=DegradationConfig(T=7, storage="float16")),
     ]
-    assert len({config.run_id for config in [old, *newer]}) == 5
+    assert len({config.run_id for config in [old, *newer]}) == 7
 
 
 def test_own_states_need_a_level_above() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from colddiff.degradation import (
     build_degradation,
     cumulative_matrices,
     gaussian_taps,
+    stored,
     taps_of_step,
 )
+from colddiff.diffusion import Step, sample_algorithm2
 
 needs_paper_schedule = pytest.mark.parametrize("name", PAPER)
 
@@ -248,3 +251,35 @@ def test_build_degradation() -> None:
         built = build_degradation(config, 16)
         assert type(built) is kind and built.T == 20
         assert not built.state_dict()  # computed, never saved
+
+
+# Other number formats.
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16", "uint16", "uint8"])
+def test_stored_states_are_rounded_to_nearest(storage: Any) -> None:
+    """Against every value the format has in [-1, 1], or numpy's own conversion."""
+    config = DegradationConfig(T=3, storage=storage)
+    degradation, x0 = build_degradation(config, 16), random_images(3, 1, 16, 16, seed=31)
+    exact = Blur(DegradationConfig(T=3), 16)
+    xt = degradation(x0, torch.tensor([0, 1, 3]))
+    unrounded = exact(x0, torch.tensor([0, 1, 3]))
+    assert torch.equal(xt[0], x0[0])
+    if storage == "float16":
+        values = unrounded.numpy().astype(np.float16).astype(np.float32)
+    elif storage == "bfloat16":
+        # The upper half of a float32, rounded to nearest even.
+        bits = unrounded.contiguous().numpy().view(np.uint32).astype(np.uint64)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+        values = rounded.astype(np.uint32).view(np.float32)
+    else:
+        grid = np.linspace(-1, 1, 2 ** (16 if storage == "uint16" else 8))
+        index = np.rint((unrounded.double().numpy() + 1) / (grid[1] - grid[0])).astype(int)
+        values = grid[index].astype(np.float32)
+    np.testing.assert_allclose(xt[1:].numpy(), values[1:], atol=2e-7)
+    np.testing.assert_allclose(degradation.terminal(x0[2:]).numpy(), values[2:], atol=2e-7)
+    # Samplers start from what was stored and do not round after that.
+    steps: list[Step] = []
+    sample_algorithm2(lambda x, t: x0, degradation, degradation.terminal(x0), None, steps.append)
+    assert torch.equal(steps[0].xt, degradation.terminal(x0))
+    assert not torch.equal(stored(steps[1].xt, storage), steps[1].xt)

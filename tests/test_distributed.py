@@ -33,7 +33,7 @@ WORLD_SIZE = 3
 
 def both_kinds() -> list[RunConfig]:
     """Cold and hot diffusion, with accumulation, crops, flips and clipping."""
-    cold = tiny(steps=6, accumulation=2, log_every=1, validate_every=3)
+    cold = tiny(steps=6, accumulation=2, log_every=1, validate_every=3, own_states=0.5)
     assert cold.data.flip and cold.data.preparation == "crop" and cold.optimiser.clip_norm
     return [cold, replaced(cold, "degradation", kind="noise")]
 

@@ -14,15 +14,18 @@ import pytest
 import torch
 from PIL import Image
 from plain_blur import convolve
+from plain_metrics import plain_frechet
 from tiny import replaced, tiny
 from torch import Tensor
 
 from colddiff import generation
 from colddiff.batches import to_batch
+from colddiff.classifier import load_digit_classifier
 from colddiff.config import GenerationConfig, RunConfig
-from colddiff.data import load_images
+from colddiff.data import load_images, split_validation
 from colddiff.degradation import build_degradation
 from colddiff.generation import generate, starting_states
+from colddiff.metrics import digit_features
 from colddiff.randomness import generator
 from colddiff.run_folder import RunFolder
 
@@ -255,3 +258,43 @@ def test_file_names_of_long_lists_of_levels_fit() -> None:
     first, second = (GenerationConfig(levels=text).slug for text in (long, long[4:]))
     assert first != second
     assert all(len(slug) < 200 and "/" not in slug for slug in (first, second))
+
+
+def test_the_record_says_how_good_the_digits_are(tmp_path: Path) -> None:
+    """Of answers that are one training image: its class alone, at the distance of that image."""
+    config = tiny()
+    training, held = split_validation(load_images(config.data, "train"), config.data.validation, 8)
+    assert training.labels is not None and held is not None and held.labels is not None
+    one = to_batch(training.take(torch.tensor([5])), config.data)
+    settings = GenerationConfig(n=30, symmetry_noise=0.0, algorithm="algorithm1")
+    images = generate_with(lambda xt, t: one.expand_as(xt), config, settings, tmp_path)
+    (path,) = (tmp_path / "runs").glob(f"*/samples/{settings.slug}.json")
+    record = json.loads(path.read_text())
+    classifier = load_digit_classifier()
+    with torch.no_grad():
+        predicted = int(classifier(one).argmax())
+    found = record["quality"]
+    assert found["counts"] == [30 * (digit == predicted) for digit in range(10)]
+    shares = torch.bincount(training.labels, minlength=10) / len(training)
+    assert found["total_variation"] == pytest.approx(1 - float(shares[predicted]), abs=1e-6)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    known = to_batch(training.take(torch.arange(len(training))), config.data)
+    pair = [digit_features(each, classifier).double().numpy() for each in (x, known)]
+    assert found["fid_digits"] == pytest.approx(plain_frechet(*pair), rel=1e-3)
+    assert found["training_images"] == len(training)
+    assert record["network_calls"] == config.degradation.T
+    assert record["levels"] == [4, 3, 2, 1, 0]
+    assert record["settings"] == dataclasses.asdict(settings)
+
+
+def test_labels_follow_their_images_into_the_splits() -> None:
+    everything = load_images(tiny().data, "train")
+    assert everything.labels is not None
+    label_of = {
+        everything.take(torch.tensor([i])).numpy().tobytes(): int(everything.labels[i])
+        for i in range(len(everything))
+    }
+    for part in split_validation(everything, 300, 8):
+        assert part is not None and part.labels is not None
+        for i in range(0, len(part), 97):
+            assert label_of[part.take(torch.tensor([i])).numpy().tobytes()] == int(part.labels[i])

@@ -1,5 +1,6 @@
 """The journal against its promises: nothing torn, nothing twice, nothing changed unnoticed."""
 
+import io
 import json
 import math
 import os
@@ -184,3 +185,26 @@ def test_kill_at_any_moment_leaves_whole_lines(path):
             journal.append(step, {"x": step / 3, "y": float(step)})
         assert journal.differences == []
     assert path.read_text().splitlines() == lines
+
+
+def test_a_line_that_is_being_written_is_left_for_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader may see half a line, and the rest of it a moment after."""
+    whole = b'{"step":1,"timestamp_ms":5,"metrics":{"loss":0.5}}\n'
+    torn = b'{"step":2,"timestamp_ms":6,"met'
+
+    class Growing(io.BytesIO):
+        def __next__(self) -> bytes:
+            line = super().__next__()
+            if line == torn:  # by now the writer has written on
+                end = self.tell()
+                self.seek(0, io.SEEK_END)
+                self.write(b'rics":{"loss":0.25}}\n')
+                self.seek(end)
+            return line
+
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Growing(whole + torn))
+    records, offset = read_records(path)
+    assert [record.step for record in records] == [1]
+    assert offset == len(whole)

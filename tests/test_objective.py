@@ -15,7 +15,7 @@ from plain_metrics import plain_frechet, plain_rmse, plain_ssim, unit
 from tiny import replaced, tiny
 from torch import Tensor
 
-from colddiff import data, evaluation, generation
+from colddiff import data, evaluation, generation, quality
 from colddiff.batches import to_batch
 from colddiff.classifier import load_digit_classifier
 from colddiff.config import GenerationConfig, RunConfig
@@ -102,7 +102,7 @@ def test_the_test_split_is_never_read(
         asked.append(split)
         return load_images(config, split, **options)
 
-    for module in (data, generation):
+    for module in (data, generation, quality):
         monkeypatch.setattr(module, "load_images", recording)
     for objective in ("restoration", "generation"):
         measure(copied_run, study(copied_run, objective=objective))

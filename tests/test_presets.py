@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from colddiff.config import RunConfig
 from colddiff.degradation import taps_of_step
 from colddiff.presets import PRESETS, preset
+from colddiff.restorer import build_restorer
 
 
 @pytest.mark.parametrize(
@@ -21,12 +23,14 @@ from colddiff.presets import PRESETS, preset
         ("mnist-student", 20, 11, lambda i: 7.0, "circular"),
         ("cifar10", 50, 11, lambda i: 0.01 * i + 0.35, "reflect"),
         ("celeba", 200, 15, lambda i: math.exp(0.01 * i), "reflect"),
+        ("celeba-generate", 300, 27, lambda i: math.exp(0.01 * i), "circular"),
+        ("afhq-generate", 300, 27, lambda i: math.exp(0.01 * i), "circular"),
     ],
 )
 def test_blur_schedules(name: str, T: int, taps: int, sigma: object, padding: str) -> None:
     blur = preset(name).degradation
     assert (blur.kind, blur.T, blur.padding) == ("blur", T, padding)
-    assert blur.discrete is (name == "mnist-student")
+    assert blur.discrete is (name in ("mnist-student", "celeba-generate", "afhq-generate"))
     for i in range(T):
         j = np.arange(taps) - taps // 2
         weights = np.exp(-(j**2) / (2 * sigma(i) ** 2))  # type: ignore[operator]
@@ -34,11 +38,15 @@ def test_blur_schedules(name: str, T: int, taps: int, sigma: object, padding: st
 
 
 def of_the_authors(config: RunConfig, steps: int) -> None:
-    """Their ConvNeXt U-Net and training loop."""
+    """Their U-Net (of CIFAR-10 the DDPM one, else the ConvNeXt one) and training loop."""
     model, optimiser, training = config.model, config.optimiser, config.training
-    assert (model.dim, model.mults) == (64, (1, 2, 4, 8))
+    if config.data.name == "cifar10":
+        assert (model.name, model.dim, model.mults) == ("ddpm", 128, (1, 2, 2, 2))
+        assert model.dropout == 0.1
+    else:
+        assert (model.name, model.dim, model.mults) == ("convnext", 64, (1, 2, 4, 8))
     assert (model.time_embedding, model.residual, model.patch) == (True, False, 1)
-    assert model.conditioning == "raw"
+    assert (model.conditioning, model.bounded) == ("raw", False)
     assert (optimiser.name, optimiser.lr, optimiser.weight_decay) == ("adam", 2e-5, 0)
     assert (optimiser.schedule, optimiser.warmup_steps, optimiser.clip_norm) == ("constant", 0, 0)
     assert (training.batch_size, training.accumulation, training.steps) == (32, 2, steps)
@@ -46,7 +54,9 @@ def of_the_authors(config: RunConfig, steps: int) -> None:
     assert (training.loss, training.precision) == ("l1", "float32")
 
 
-@pytest.mark.parametrize("name", ["mnist-paper", "cifar10", "celeba"])
+@pytest.mark.parametrize(
+    "name", ["mnist-paper", "cifar10", "celeba", "celeba-generate", "afhq-generate"]
+)
 def test_the_authors_network_and_optimiser(name: str) -> None:
     of_the_authors(preset(name), steps=700_000)
 
@@ -68,10 +78,21 @@ def test_data_sets() -> None:
         "mnist-student": "mnist",
         "cifar10": "cifar10",
         "celeba": "folder",
+        "celeba-generate": "folder",
+        "afhq-generate": "folder",
     }
-    celeba = preset("celeba").data
-    assert (celeba.folder, celeba.image_size, celeba.channels) == ("celeba", 128, 3)
-    assert all(preset(name).data.image_size == 32 for name in PRESETS if name != "celeba")
+    folders = {name for name in PRESETS if preset(name).data.name == "folder"}
+    for name in folders:
+        data = preset(name).data
+        assert (data.folder, data.image_size, data.channels) == (name.split("-")[0], 128, 3)
+        assert (data.preparation, data.flip) == ("crop", True)
+    assert all(preset(name).data.image_size == 32 for name in set(PRESETS) - folders)
+
+
+def test_the_cifar10_network_is_of_the_size_of_the_authors() -> None:
+    with torch.device("meta"):
+        restorer = build_restorer(preset("cifar10"))
+    assert sum(value.numel() for value in restorer.parameters()) == 35_746_307
 
 
 def test_digits_are_not_mirrored_but_in_the_students_preset() -> None:

@@ -27,7 +27,7 @@ STEPS = 120
 
 
 def config() -> RunConfig:
-    return tiny(steps=STEPS, log_every=3, checkpoint_every=10, validate_every=25)
+    return tiny(steps=STEPS, log_every=3, checkpoint_every=10, validate_every=25, own_states=0.5)
 
 
 @pytest.fixture(scope="module")

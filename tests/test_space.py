@@ -107,9 +107,17 @@ def test_steps_keep_the_shape_of_the_base(preset_name: str) -> None:
     assert config.degradation.exponent == reference("schedule", base)["exponent"] > 1.05
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_reference_is_the_base_itself(space: SpaceName, name: str) -> None:
+# Schedules are of blur alone.
+BASES = [
+    (name, space)
+    for name in PRESETS
+    for space in SPACES
+    if preset(name).degradation.kind == "blur" or space not in SCHEDULES
+]
+
+
+@pytest.mark.parametrize(("name", "space"), BASES)
+def test_the_reference_is_the_base_itself(name: str, space: SpaceName) -> None:
     """As trial 0 of a study, without a warning that a value lies outside; no data are needed."""
     base = preset(name)
     if space == "paper":  # which must know whether the individual family is possible
@@ -224,6 +232,15 @@ def test_levels_always_fall_to_0(T: int) -> None:
         (levels,) = config.evaluation.level_lists
         check_levels(levels, T)
         assert len(levels) <= calls + 1
+
+
+@pytest.mark.parametrize("dim", [32, 96, 128])
+def test_recipes_of_the_ddpm_network_have_widths_that_it_has(dim: int) -> None:
+    base = replaced(preset("cifar10"), "model", dim=dim)
+    widths = set(grid("recipe", base)["dim"])
+    assert dim in widths and 2 * dim in widths
+    for width in widths:
+        suggest("recipe", FixedTrial(reference("recipe", base) | {"dim": width}), base)
 
 
 def test_recipes_leave_the_degradation_alone() -> None:

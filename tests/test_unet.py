@@ -11,7 +11,8 @@ import torch
 from reference_unet import ReferenceUNet
 from torch import Tensor
 
-from colddiff.unet import UNet, load_reference_state_dict, reference_names, step_embedding
+from colddiff.unet import UNet, load_reference_state_dict, reference_names
+from colddiff.unet_parts import step_embedding
 
 DIM, MULTS = 8, (1, 2, 3)
 

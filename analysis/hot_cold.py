@@ -1,0 +1,227 @@
+"""Hot beside cold: blur and Gaussian noise with one network, one training and equal sampling cost.
+
+Compares the runs of an experiment by what they restore from each level (evaluation.by_level) and by
+the digits that `launch.py generate` made of them. Writes hot_cold.md, .csv, .png and .pdf.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.pictures import COLORS, GREY, WIDTH, new_figure, render
+from analysis.report import Options, Provenance, markdown_table, provenance, run_script
+from analysis.runs import AnalysisError, artifacts, download, sampling, select_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SAMPLERS = {
+    ("blur", "algorithm1"): "Algorithm 1",
+    ("blur", "algorithm2"): "Algorithm 2",
+    ("noise", "algorithm1"): "Algorithm 1, fixed noise",
+    ("noise", "algorithm2"): "Algorithm 2, fixed noise",
+    ("noise", "ddim"): "estimated noise (DDIM)",
+    ("noise", "ddpm"): "fresh noise (DDPM)",
+}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One set of generated images of a run."""
+
+    run: Run
+    record: dict[str, Any]
+
+    @property
+    def sampler(self) -> str:
+        """Which sampler, from which start, over which levels."""
+        settings = self.record["settings"]
+        name = SAMPLERS[self.run.kind, settings["algorithm"]]
+        if self.run.kind == "blur":
+            components = settings["components"]
+            means = f"means, {components} component{'' if components == 1 else 's'}"
+            start = "x_T of training images" if settings["start"] == "real" else means
+            name += f", from {start}, noise {settings['symmetry_noise']:g}"
+        return f"{name}, levels {settings['levels']}" if settings["levels"] else name
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Time of sampling alone."""
+        return float(self.record["sampling_seconds"]) / int(self.record["settings"]["n"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, with what was restored and generated of it."""
+
+    run_id: str
+    dataset: str
+    preset: str
+    T: int
+    kind: str
+    seed: int
+    by_level: tuple[dict[str, float], ...]
+
+    @property
+    def title(self) -> str:
+        """How tables call it."""
+        word = "hot" if self.kind == "noise" else "cold"
+        return f"{word}: {self.preset}, T = {self.T}, seed {self.seed}"
+
+
+def read(runs: pd.DataFrame, uri: str | None) -> tuple[list[Run], list[Generated]]:
+    """The runs and their generated sets, from MLflow's artifacts.
+
+    Raises:
+        AnalysisError: where nothing was restored level by level and nothing generated.
+    """
+    found, sets = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in runs.to_dict("records"):
+            local = Path(folder, row["run_id"])
+            evaluation = json.loads(
+                download(row["run_id"], "evaluation.json", uri, local).read_text()
+            )
+            run = Run(
+                run_id=row["colddiff_run_id"],
+                dataset=row["dataset"],
+                preset=row["preset"],
+                T=int(row["T"]),
+                kind=row["params.degradation.kind"],
+                seed=int(row["seed"]),
+                by_level=tuple(evaluation.get("by_level", ())),
+            )
+            found.append(run)
+            for name in artifacts(row["run_id"], "samples", uri):
+                if Path(name).name.startswith("generated-") and name.endswith(".json"):
+                    record = json.loads(download(row["run_id"], name, uri, local).read_text())
+                    sets.append(Generated(run, record))
+    if not sets and not any(run.by_level for run in found):
+        raise AnalysisError(
+            "no run was restored level by level, and none has generated images: "
+            "python jobs/launch.py evaluate --evaluation.by-level 2000, "
+            "python jobs/launch.py generate --n 2000"
+        )
+    found.sort(key=lambda run: (run.dataset, run.kind, run.T, run.preset, run.seed))
+    sets.sort(key=lambda each: (found.index(each.run), each.sampler, each.record["settings"]["n"]))
+    return found, sets
+
+
+def to_csv(runs: Iterable[Run]) -> str:
+    """One row a level."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow("run kind T seed t degraded_rmse rmse ssim".split())
+    for run in runs:
+        for level in run.by_level:
+            values = (level["degraded_rmse"], level["rmse"], level["ssim"])
+            exact = (f"{value:.10g}" for value in values)
+            writer.writerow([run.run_id, run.kind, run.T, run.seed, level["t"], *exact])
+    return text.getvalue()
+
+
+def to_markdown(runs: Sequence[Run], sets: Sequence[Generated], footer: Provenance) -> str:
+    """The figure, the two tables and provenance."""
+    parts = ["# Hot and cold diffusion"]
+    if any(run.by_level for run in runs):
+        parts += [
+            "![RMSE of direct restoration against the level](hot_cold.png)",
+            "## Restoration\n\nDirectly from D(x0, t), the same images for all; of noise, one draw "
+            "an image.",
+            _restoration([run for run in runs if run.by_level]),
+        ]
+    if sets:
+        header = ["", "sampler", "images", "network calls", "FID(digits)", "class distance"]
+        header += ["zeros", "ms an image"]
+        parts += [
+            "## Generation\n\nFID(digits) and total variation of the classes from the training "
+            "digits'; compare FID for equal numbers of images.",
+            markdown_table(header, [_generation(each) for each in sets], words=2),
+        ]
+    return "\n\n".join([*parts, footer.markdown()])
+
+
+def _restoration(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        quarters = sorted({max(1, round(run.T * q / 4)) for q in (1, 2, 3, 4)})
+        for t in quarters:
+            level = run.by_level[t - 1]
+            numbers = [f"{level[name]:.3f}" for name in ("degraded_rmse", "rmse", "ssim")]
+            rows.append([run.title, f"{t} of {run.T}", *numbers])
+    return markdown_table(["", "level t", "RMSE of x_t", "RMSE restored", "SSIM"], rows, words=2)
+
+
+def _generation(each: Generated) -> list[str]:
+    record, quality = each.record, each.record["quality"] or {}
+    n = int(record["settings"]["n"])
+    counts = quality.get("counts")
+    return [
+        each.run.title,
+        each.sampler,
+        f"{n:,}",
+        str(record["network_calls"]),
+        f"{quality['fid_digits']:.2f}" if quality else "",
+        f"{quality['total_variation']:.3f}" if quality else "",
+        f"{counts[0] / n:.1%}" if counts else "",
+        f"{each.seconds_per_image * 1000:.1f}",
+    ]
+
+
+def draw(runs: Sequence[Run]) -> Figure:
+    """Restored against level, and restored against degraded: at equal loss, which is easier?"""
+    figure = new_figure(WIDTH, 3.2)
+    left, right = figure.subplots(1, 2, sharey=True)
+    axes: Sequence[Axes] = (left, right)
+    for color, run in zip(COLORS * 10, runs, strict=False):
+        dashed = "--" if run.kind == "noise" else "-"
+        style: dict[str, Any] = {"color": color, "linestyle": dashed, "marker": "o"}
+        style |= {"markersize": 3, "label": run.title}
+        restored = [level["rmse"] for level in run.by_level]
+        axes[0].plot([level["t"] / run.T for level in run.by_level], restored, **style)
+        axes[1].plot([level["degraded_rmse"] for level in run.by_level], restored, **style)
+    largest = max(level["degraded_rmse"] for run in runs for level in run.by_level)
+    axes[1].plot([0, largest], [0, largest], color=GREY, linestyle=":", label="nothing restored")
+    axes[0].set_xlabel("level, t / T")
+    axes[0].set_ylabel("RMSE of direct restoration")
+    axes[1].set_xlabel("RMSE of x_t")
+    axes[0].set_ylim(bottom=0)
+    handles = axes[1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=2)
+    return figure
+
+
+def make(options: Options) -> None:
+    """Read, compute and write; see the module's description."""
+    from colddiff.files import write_atomic
+
+    rows = sampling(select_runs(options.experiment, options.tracking_uri, options.preset))
+    runs, sets = read(rows, options.tracking_uri)
+    footer = provenance(rows, options)
+    drawn = [run for run in runs if run.by_level]
+    if drawn:
+        for form, content in render(lambda: draw(drawn), "; ".join(footer.lines())).items():
+            write_atomic(options.out / f"hot_cold.{form}", content)
+    write_atomic(options.out / "hot_cold.csv", to_csv(runs))
+    markdown = to_markdown(runs, sets, footer)
+    write_atomic(options.out / "hot_cold.md", markdown)
+    sys.stdout.write(markdown)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command line; the exit code."""
+    return run_script(make, Options, __doc__, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
