@@ -162,12 +162,14 @@ def _draw_panel(figure: Figure, panel: Panel, top: int, size: tuple[int, int]) -
             axes.set_axis_off()
 
 
-def render(figure: Figure, form: str, caption: str) -> bytes:
+def render(
+    figure: Figure, form: str, caption: str, title: str = "Degraded, direct, sampled, original"
+) -> bytes:
     """The file's bytes, ``form`` png or pdf, with ``caption`` in its metadata."""
     import matplotlib as mpl
 
     key = "Description" if form == "png" else "Subject"
-    metadata = {"Title": "Degraded, direct, sampled, original", key: caption}
+    metadata = {"Title": title, key: caption}
     buffer = io.BytesIO()
     with mpl.rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse type 3
         figure.savefig(buffer, format=form, dpi=DPI, metadata=metadata)

@@ -36,6 +36,7 @@ from colddiff.metrics import find_inception_weights
 from colddiff.randomness import generator
 from colddiff.restorer import Restorer, build_restorer
 from colddiff.run_folder import RunFolder
+from colddiff.trajectory import chosen_images, record_trajectory
 
 log = logging.getLogger(__name__)
 FIRST_KINDS = ("degraded", "direct", "sampled")
@@ -154,6 +155,11 @@ def evaluate(
         by_level=curve.results(),
     )
     save_images(folder, shown.stacked(), labels, settings.images)
+    if settings.images and config.training.levels == "all":
+        part = chosen_images(labels, count)
+        x0 = to_batch(images.take(part), config.data).to(device)
+        held = hold(degradation, x0, config.training.seed, part)
+        record_trajectory(folder, restorer, held, x0, part)
     write_json(folder.evaluation, result.to_dict())
     return result
 
