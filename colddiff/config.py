@@ -70,10 +70,10 @@ class RunConfig(Checked):
         )
         own, alone = self.training.own_states, blur.T == 1 or self.training.levels == "last"
         require(
-            own == 0 or not (alone or blur.discrete),
+            own == 0 or not (alone or blur.discrete or blur.storage != "float32"),
             "training.own_states",
             own,
-            "0 for T = 1, training.levels = last and degradation.discrete",
+            "0 for T = 1, training.levels = last and an x_t that is rounded",
         )
         for levels in self.evaluation.level_lists:
             check_levels(levels, blur.T)

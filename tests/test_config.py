@@ -330,6 +330,7 @@ def test_own_states_need_a_level_above() -> None:
     for degradation, training in (
         (DegradationConfig(T=1), TrainingConfig(own_states=0.5)),
         (DegradationConfig(discrete=True), TrainingConfig(own_states=0.5)),
+        (DegradationConfig(storage="uint8"), TrainingConfig(own_states=0.5)),
         (DegradationConfig(), TrainingConfig(own_states=0.5, levels="last")),
     ):
         with pytest.raises(ValueError, match=message("training.own_states", 0.5)):
