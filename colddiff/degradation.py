@@ -8,7 +8,7 @@ mix of levels then costs two small matrix products a channel, whatever t is (doc
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -279,29 +279,3 @@ def build_degradation(config: DegradationConfig, image_size: int) -> Process:
     if config.discrete:
         return Discrete(blur)
     return blur if config.storage == "float32" else Stored(blur, config.storage)
-
-
-def describe_schedule(config: DegradationConfig, x0: Tensor) -> list[dict[str, Any]]:
-    """What is left of images ``x0`` (``b c h w`` in [-1, 1]) at each level of a blur schedule.
-
-    For t = 0..T: ``residual_rms``, the RMS around each image's own mean in units of the [0, 1]
-    range, computed in float64; and for float32, bfloat16 and 8-bit storage whether that residual
-    stands above the format's rounding step at mid-range (the information floor, docs/decisions.md).
-
-    Raises:
-        ValueError: for a noise degradation, which has no residual.
-    """
-    if config.kind != "blur":
-        raise ValueError(f"degradation.kind = {config.kind!r} has no blur schedule to describe")
-    left, right = (cumulative_matrices(config, size) for size in x0.shape[-2:])
-    x = (x0.double() + 1) / 2
-    steps = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "8 bits": 1 / 255}
-    rows = []
-    for t in range(config.T + 1):
-        xt = left[t] @ x @ right[t].mT
-        rms = (xt - xt.mean(dim=(-2, -1), keepdim=True)).square().mean().sqrt().item()
-        rows.append(
-            {"t": t, "residual_rms": rms}
-            | {f"above_{name}": rms > step for name, step in steps.items()}
-        )
-    return rows

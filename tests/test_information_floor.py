@@ -14,7 +14,8 @@ from plain_blur import PAPER, random_images, sequence
 
 from colddiff.config import DataConfig, DegradationConfig
 from colddiff.data import Images, load_images
-from colddiff.degradation import Blur, describe_schedule, taps_of_step, taps_of_variance
+from colddiff.degradation import Blur, taps_of_step, taps_of_variance
+from colddiff.schedule_report import describe_schedule
 
 # The shape family: total blur independent of T, exponent and kernel.
 
