@@ -19,7 +19,7 @@ import numpy as np
 from analysis.figure3 import CELL, DPI, FONT, GAP, LABEL, choose, ranges
 from analysis.figure3 import render as render_exactly
 from analysis.report import Options, Provenance, provenance, run_script
-from analysis.runs import AnalysisError, download, select_runs
+from analysis.runs import AnalysisError, artifacts, download, select_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ COLUMNS = 9
 ROWS = {"xt": "x_t", "stretched": "stretched", "x0_hat": "x0_hat"}
 HEAD = 60  # dots above the images of the strip
 FRAME_MS, LAST_MS = 150, 2000
-SCALE = 3  # of the film's pixels
+FILM = 100  # pixels an image of the film takes at most, unless it is larger
 BAR = 14  # pixels above the film's images
 
 
@@ -108,17 +108,21 @@ def strip(trajectory: Trajectory, indices: Sequence[int]) -> Figure:
 
 
 def film(trajectory: Trajectory) -> bytes:
-    """An animated GIF: x_t, x0_hat and the originals below each other, a frame a level."""
+    """An animated GIF: x_t, x0_hat and the originals below each other, a frame a level.
+
+    Grey images are exact; of coloured ones a GIF shows the nearest of 256 colours a frame.
+    """
     from PIL import Image, ImageDraw
 
     arrays = trajectory.arrays
+    scale = max(1, FILM // max(arrays["original"].shape[1:3]))
     levels = [*arrays["level"].tolist(), 0]
     states = [*arrays["xt"], arrays["restored"]]
     estimates = [*arrays["x0_hat"], arrays["restored"]]
     frames = []
     for level, xt, x0_hat in zip(levels, states, estimates, strict=True):
         rows = [np.concatenate(list(row), axis=1) for row in (xt, x0_hat, arrays["original"])]
-        picture = np.concatenate(rows, axis=0).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+        picture = np.concatenate(rows, axis=0).repeat(scale, axis=0).repeat(scale, axis=1)
         picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
         frame = np.full((picture.shape[0] + BAR, *picture.shape[1:]), 255, np.uint8)
         frame[BAR:] = picture
@@ -144,7 +148,8 @@ def to_markdown(trajectories: Sequence[Trajectory], footer: Provenance) -> str:
     """The pictures with their legend and provenance."""
     legend = (
         "Algorithm 2 over all levels. x_t as it is; stretched: what differs from its mean, spread "
-        "over the whole range of grey; x0_hat: the network's estimate from it."
+        "over the whole range of grey; x0_hat: the network's estimate from it. The film has "
+        "at most 256 colours a frame."
     )
     parts = ["# Trajectories", legend]
     for each in trajectories:
@@ -157,6 +162,19 @@ def to_markdown(trajectories: Sequence[Trajectory], footer: Provenance) -> str:
     return "\n\n".join([*parts, footer.markdown()])
 
 
+def _fetch(run: dict[Any, Any], uri: str | None, folder: Path) -> Path:
+    name = run["colddiff_run_id"]
+    if run.get("params.training.levels") == "last":
+        raise AnalysisError(f"{name} only restores directly: training.levels = last")
+    if ARTIFACT not in artifacts(run["run_id"], "samples", uri):
+        raise AnalysisError(
+            f"{name} has no {ARTIFACT} in MLflow: it was evaluated before trajectories were kept, "
+            "or without images. Make it with "
+            f"`python jobs/launch.py evaluate {name} --evaluation.images 100`"
+        )
+    return download(run["run_id"], ARTIFACT, uri, folder)
+
+
 def make(options: TrajectoryOptions) -> None:
     """Read, draw and write; see the module's description."""
     from colddiff.files import write_atomic
@@ -167,8 +185,7 @@ def make(options: TrajectoryOptions) -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for run in runs.to_dict("records"):
-            local = Path(folder, run["run_id"])
-            path = download(run["run_id"], ARTIFACT, options.tracking_uri, local)
+            path = _fetch(run, options.tracking_uri, Path(folder, run["run_id"]))
             title = f"{run['dataset']}, preset {run['preset']}, T = {run['T']}, seed {run['seed']}"
             with np.load(path) as stored:
                 arrays = {name: stored[name] for name in stored}

@@ -36,7 +36,7 @@ from colddiff.metrics import find_inception_weights
 from colddiff.randomness import generator
 from colddiff.restorer import Restorer, build_restorer
 from colddiff.run_folder import RunFolder
-from colddiff.trajectory import chosen_images, record_trajectory
+from colddiff.trajectory import TRAJECTORY, chosen_images, record_trajectory
 
 log = logging.getLogger(__name__)
 FIRST_KINDS = ("degraded", "direct", "sampled")
@@ -84,6 +84,9 @@ def is_evaluated(folder: RunFolder, settings: EvaluationConfig) -> bool:
     )
     # A setting that is newer than the evaluation was as its default is.
     if default | done["settings"] != expected or done["step"] != folder.config.training.steps:
+        return False
+    kept = settings.images > 0 and folder.config.training.levels == "all"
+    if kept and not (folder.samples / TRAJECTORY).exists():  # of before trajectories were kept
         return False
     # Inception weights may have been found since, in the environment or torch's cache.
     wanted = find_inception_weights(settings.inception_weights or None) is not None
@@ -159,7 +162,7 @@ def evaluate(
         part = chosen_images(labels, count)
         x0 = to_batch(images.take(part), config.data).to(device)
         held = hold(degradation, x0, config.training.seed, part)
-        record_trajectory(folder, restorer, held, x0, part)
+        record_trajectory(folder, restorer, held, x0, part, labels)
     write_json(folder.evaluation, result.to_dict())
     return result
 

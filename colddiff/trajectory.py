@@ -15,6 +15,7 @@ from colddiff.files import write_atomic
 from colddiff.images import to_uint8
 from colddiff.run_folder import RunFolder
 
+TRAJECTORY = "trajectory.npz"
 IMAGES = 10
 ROUNDING = 1e-6
 LARGEST = 60
@@ -30,32 +31,42 @@ def chosen_images(labels: Tensor | None, count: int) -> Tensor:
 
 
 def record_trajectory(
-    folder: RunFolder, restorer: Restorer, degradation: Degradation, x0: Tensor, index: Tensor
+    folder: RunFolder,
+    restorer: Restorer,
+    degradation: Degradation,
+    x0: Tensor,
+    index: Tensor,
+    labels: Tensor | None = None,
 ) -> None:
     """Sample images ``x0`` (``n c h w``) over all levels; write ``samples/trajectory.npz``.
 
     It has uint8 ``xt``, ``stretched`` (x_t with the residual around each image's mean spread over
     the whole range) and ``x0_hat``, each ``levels n h w c``, ``original`` and ``restored``
-    ``n h w c``, ``level`` and ``index``.
+    ``n h w c``, ``level``, ``index`` and, where the split has ``labels``, ``label``.
     """
-    steps: list[Step] = []
-    restored = sample_algorithm2(
-        restorer, degradation, degradation.terminal(x0), None, steps.append
-    )
-    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), LARGEST)).round().astype(int))
-    shown = [steps[i] for i in kept]
+    T = degradation.T
+    kept = np.unique(np.linspace(1, T, min(T, LARGEST)).round().astype(int))[::-1]
+    shown: dict[str, list[NDArray[np.uint8]]] = {"xt": [], "stretched": [], "x0_hat": []}
+
+    def observe(step: Step) -> None:  # at once: 300 steps of large images are gigabytes
+        if step.t in kept:
+            shown["xt"].append(to_uint8(step.xt))
+            shown["stretched"].append(to_uint8(stretched(step.xt)))
+            shown["x0_hat"].append(to_uint8(step.x0_hat))
+
+    restored = sample_algorithm2(restorer, degradation, degradation.terminal(x0), observe=observe)
     arrays: dict[str, NDArray[np.uint8] | NDArray[np.int64]] = {
-        "xt": np.stack([to_uint8(step.xt) for step in shown]),
-        "stretched": np.stack([to_uint8(stretched(step.xt)) for step in shown]),
-        "x0_hat": np.stack([to_uint8(step.x0_hat) for step in shown]),
+        **{name: np.stack(images) for name, images in shown.items()},
         "original": to_uint8(x0),
         "restored": to_uint8(restored),
-        "level": np.array([step.t for step in shown]),
+        "level": kept,
         "index": index.numpy(),
     }
+    if labels is not None:
+        arrays["label"] = labels[index].numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(folder.samples / "trajectory.npz", buffer.getvalue())
+    write_atomic(folder.samples / TRAJECTORY, buffer.getvalue())
 
 
 def stretched(xt: Tensor) -> Tensor:

@@ -108,6 +108,8 @@ def finished(folder: RunFolder, config: RunConfig, *, evaluated: bool = False) -
         settings = asdict(config.evaluation)
         done = {"settings": settings, "step": config.training.steps, "kinds": kinds}
         folder.evaluation.write_text(json.dumps(done))
+        folder.samples.mkdir()
+        (folder.samples / "trajectory.npz").touch()
 
 
 KINDS = ("degraded", "direct", "sampled")

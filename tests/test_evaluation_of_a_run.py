@@ -151,5 +151,8 @@ def test_evaluated_means_with_the_same_settings_and_step(copied_run: RunFolder) 
     copied_run.evaluation.write_text(json.dumps(result))
     assert is_evaluated(copied_run, settings)
     assert not is_evaluated(copied_run, dataclasses.replace(settings, by_level=2))
+    (copied_run.samples / "trajectory.npz").rename(copied_run.samples / "moved")
+    assert not is_evaluated(copied_run, settings)  # as one of before trajectories were kept
+    (copied_run.samples / "moved").rename(copied_run.samples / "trajectory.npz")
     copied_run.evaluation.write_text(json.dumps(result | {"step": 5}))
     assert not is_evaluated(copied_run, settings)

@@ -12,14 +12,16 @@ import pytest
 import torch
 from PIL import Image
 from plain_blur import random_images
-from tiny import tiny
+from tiny import replaced, tiny
 from torch import Tensor
 from tracked_runs import EXPERIMENT, Store, error_line
 
 from analysis.figure3 import GAP, LABEL
-from analysis.trajectory import BAR, HEAD, SCALE, Trajectory, film, main
-from colddiff.config import DegradationConfig
+from analysis.trajectory import BAR, FILM, HEAD, Trajectory, film, main
+from colddiff.config import DegradationConfig, EvaluationConfig, RunConfig
+from colddiff.data import load_images
 from colddiff.degradation import Blur
+from colddiff.evaluation import evaluate
 from colddiff.run_folder import RunFolder
 from colddiff.trajectory import LARGEST, chosen_images, record_trajectory, stretched
 
@@ -88,6 +90,48 @@ def test_chosen_images_are_one_a_class() -> None:
     assert chosen_images(torch.arange(50), 50).tolist() == list(range(10))
 
 
+@pytest.mark.usefixtures("no_inception")
+@pytest.mark.parametrize("kind", ["blur", "noise"])
+def test_an_evaluation_keeps_one_image_a_class(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replaced(tiny(), "degradation", kind=kind)
+    folder = evaluated(config, EvaluationConfig(samples=40, images=12), tmp_path, monkeypatch)
+    labels = load_images(config.data, "test").labels
+    assert labels is not None
+    with np.load(folder.samples / "trajectory.npz") as stored:
+        assert stored["label"].tolist() == sorted(set(labels[:40].tolist()))
+        assert stored["label"].tolist() == labels[stored["index"]].tolist()
+        with np.load(folder.samples / "restorations.npz") as restored:
+            for row, index in enumerate(stored["index"]):
+                if index < 12:  # by the same noise, where there is any
+                    for name, other in (("restored", "sampled"), ("original", "original")):
+                        same = stored[name][row].astype(int) - restored[other][index]
+                        assert np.abs(same).max() <= 1
+
+
+@pytest.mark.usefixtures("no_inception")
+def test_nothing_is_kept_where_nothing_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = evaluated(tiny(), EvaluationConfig(samples=4, images=0), tmp_path, monkeypatch)
+    assert not folder.samples.exists()
+    folder = evaluated(tiny(levels="last"), EvaluationConfig(samples=4), tmp_path, monkeypatch)
+    assert (folder.samples / "restorations.npz").exists()
+    assert not (folder.samples / "trajectory.npz").exists()
+
+
+def evaluated(
+    config: RunConfig, settings: EvaluationConfig, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunFolder:
+    """A run without training, whose restorer is :func:`guess`."""
+    folder = RunFolder.create(path / "runs", config)
+    loaded = (guess, config, 6)
+    monkeypatch.setattr("colddiff.evaluation.load_restorer", lambda folder, device: loaded)
+    evaluate(folder, settings, torch.device("cpu"))
+    return folder
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
@@ -133,12 +177,28 @@ def test_the_film_has_a_frame_a_level_and_the_end(tmp_path: Path) -> None:
     for number, (xt, x0_hat) in enumerate(shown):
         gif.seek(number)
         durations.append(gif.info["duration"])
-        pixels = np.asarray(gif.convert("L"))[BAR + 1 :: SCALE, 1::SCALE]
+        pixels = np.asarray(gif.convert("L"))[BAR + 1 :: FILM // 16, 1 :: FILM // 16]
         rows = [np.concatenate(list(row), axis=1) for row in (xt, x0_hat, arrays["original"])]
         expected = np.concatenate(rows, axis=0)[..., 0]
         assert (pixels == expected).all()
     assert durations == [150] * 5 + [2000]
     assert gif.info["loop"] == 0
+
+
+@pytest.mark.parametrize("size", [28, 32, 64, 128])
+def test_the_film_of_ten_images_fits_a_screen(size: int) -> None:
+    ramp = np.linspace(0, 255, size).astype(np.uint8)
+    image = np.stack([*np.broadcast_arrays(ramp, ramp[:, None], 128 + ramp // 2)], axis=-1)
+    one = np.broadcast_to(image.astype(np.uint8), (10, size, size, 3))
+    arrays = {name: one[None] for name in ("xt", "x0_hat")}
+    arrays |= {"original": one, "restored": one, "level": np.array([1])}
+    gif = Image.open(io.BytesIO(film(Trajectory("run", "run", arrays))))
+    scale = max(1, FILM // size)
+    assert gif.size == (10 * size * scale, BAR + 3 * size * scale)
+    assert gif.size[0] <= 1280
+    pixels = np.asarray(gif.convert("RGB"))[BAR + scale // 2 :: scale, scale // 2 :: scale]
+    error = np.abs(pixels[:size, :size].astype(int) - image).mean()
+    assert error < 8  # 256 colours of many more
 
 
 def test_mistakes_are_one_line(
@@ -154,8 +214,11 @@ def test_mistakes_are_one_line(
     ]
     store.log("old", metrics={"direct/rmse": 0.1}, start=500)
     message = error_line(main, capsys, *options)
-    assert "no artifact 'samples/trajectory.npz'" in message
-    assert "python jobs/launch.py evaluate" in message
+    assert message.startswith("error: old has no samples/trajectory.npz in MLflow")
+    assert "`python jobs/launch.py evaluate old --evaluation.images 100`" in message
+    store.log("direct", metrics={"direct/rmse": 0.1}, params={"training.levels": "last"})
+    message = error_line(main, capsys, *options, "--runs", "direct")
+    assert message.startswith("error: direct only restores directly")
     log(store, tmp_path)
     message = error_line(main, capsys, *options, "--indices", "4", "5")
     assert "image 5 is not stored; there are 4, 7, 9" in message
