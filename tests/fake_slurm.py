@@ -108,7 +108,7 @@ def finished(folder: RunFolder, config: RunConfig, *, evaluated: bool = False) -
         settings = asdict(config.evaluation)
         done = {"settings": settings, "step": config.training.steps, "kinds": kinds}
         folder.evaluation.write_text(json.dumps(done))
-        folder.samples.mkdir()
+        folder.samples.mkdir(exist_ok=True)
         (folder.samples / "trajectory.npz").touch()
 
 
