@@ -24,7 +24,7 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## train, evaluate, table and figure on real digits; minutes on two cores
 	$(BIN)/python jobs/launch.py train --preset demo --cluster debug --experiment demo
-	$(BIN)/python analysis/table1.py --experiment demo --out reports/demo
+	$(BIN)/python analysis/table1.py --experiment demo --preset demo --out reports/demo
 	$(BIN)/python analysis/figure3.py --experiment demo --out reports/demo
 	@echo
 	@echo "Table and figure: reports/demo/table1.md and reports/demo/figure3.png"
