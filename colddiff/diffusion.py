@@ -3,9 +3,8 @@
 A restorer R maps (x_t, t) to an estimate x0_hat. Levels are visited from high to low; the paper's
 list is T, T-1, …, 1, 0, and any falling list works.
 
-Samplers keep x_s in float64. Each step adds and subtracts images that are equal but for a faint
-residual; in float32 what that rounds away adds up, and a restorer that lifts the residual to the
-images' own scale lifts those errors with it (docs/experiments.md).
+Samplers keep x_s in float64, because each step adds and subtracts images that are equal but for a
+faint residual. Some restorers do better so, others differ by 0.003 (docs/experiments.md).
 """
 
 from __future__ import annotations

@@ -204,7 +204,10 @@ def _samplers(
         return lambda degradation, xT, part: sample(restorer, degradation, xT, **options)
 
     T = config.degradation.T
-    direct: Sampler = lambda degradation, xT, part: restore_directly(restorer, xT, T)  # noqa: E731
+
+    def direct(degradation: Degradation, xT: Tensor, part: Tensor) -> Tensor:
+        return restore_directly(restorer, xT, T)
+
     if config.training.levels == "last":  # it knows no other level
         return {"direct": direct}
     samplers: dict[str, Sampler] = {
