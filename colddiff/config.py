@@ -43,6 +43,8 @@ class RunConfig(Checked):
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    generation: tuple[GenerationConfig, ...] = elsewhere(())
+    """The sets of images that are generated from the trained run; no part of the run id."""
 
     def check(self) -> None:
         """Ranges; see the fields."""
@@ -77,6 +79,8 @@ class RunConfig(Checked):
         )
         for levels in self.evaluation.level_lists:
             check_levels(levels, blur.T)
+        for settings in self.generation:
+            settings.check_for(blur, self.training)
 
     @property
     def run_id(self) -> str:

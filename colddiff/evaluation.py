@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -93,15 +93,34 @@ def is_evaluated(folder: RunFolder, settings: EvaluationConfig) -> bool:
     return not wanted or done["kinds"]["direct"]["fid_inception"] is not None
 
 
-def load_restorer(folder: RunFolder, device: torch.device) -> tuple[Restorer, RunConfig, int]:
-    """The averaged weights of a finished run, in evaluation mode; its configuration and step.
+def load_restorer(
+    folder: RunFolder,
+    device: torch.device,
+    which: Literal["average", "raw"] = "average",
+    at_step: int = 0,
+) -> tuple[Restorer, RunConfig, int]:
+    """The weights of a finished run, in evaluation mode; its configuration and their step.
+
+    Args:
+        folder: the run.
+        device: where they go.
+        which: averaged weights or raw ones.
+        at_step: one that ``training.keep_every`` kept; 0 for the last.
 
     Raises:
-        ValueError: where the run is not trained yet.
+        ValueError: where the run is not trained yet, or did not keep such weights.
     """
     if not folder.weights.exists():
         raise ValueError(f"{folder.path.name} is not trained yet: it has no {folder.weights.name}")
-    tensors, _, step = load_weights(folder.weights)
+    file = folder.weights
+    if which == "raw" or at_step:
+        file = folder.kept_weights(which, at_step or folder.config.training.steps)
+    if not file.exists():
+        raise ValueError(
+            f"{folder.path.name} has no {file.name}: training.keep_every was "
+            f"{folder.config.training.keep_every} when it was trained"
+        )
+    tensors, _, step = load_weights(file)
     config = folder.config
     restorer = build_restorer(config)
     restorer.load_state_dict(tensors)

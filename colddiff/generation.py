@@ -23,7 +23,7 @@ from colddiff.evaluation import load_restorer
 from colddiff.files import write_atomic, write_json
 from colddiff.hot_samplers import fresh_noise, sample_ddim, sample_ddpm
 from colddiff.images import save_grid, to_float, to_uint8
-from colddiff.levels import check_levels, parse_levels
+from colddiff.levels import parse_levels
 from colddiff.machine import git_dirty, git_sha
 from colddiff.prior import MeanPrior, break_symmetry, real_terminals
 from colddiff.quality import generation_quality
@@ -46,11 +46,10 @@ def generate(
     Raises:
         ValueError: for a run that is not trained, absent data, levels or a sampler that do not fit.
     """
-    restorer, config, step = load_restorer(folder, device)
+    settings.check_for(folder.config.degradation, folder.config.training)
+    restorer, config, step = load_restorer(folder, device, settings.weights, settings.step)
     T = config.degradation.T
     levels = parse_levels(settings.levels) if settings.levels else tuple(range(T, -1, -1))
-    check_levels(levels, T)
-    settings.check_for(config.degradation.kind)
     degradation = build_degradation(config.degradation, config.data.image_size).to(device)
     start = starting_states(config, settings, degradation, device)
     made, clock = [], time.perf_counter()

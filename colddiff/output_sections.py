@@ -9,8 +9,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from colddiff.levels import parse_levels
+from colddiff.levels import check_levels, parse_levels
 from colddiff.schema import Checked, elsewhere
+from colddiff.sections import DegradationConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class GenerationConfig(Checked):
     """Of start and noise."""
     batch_size: int = 250
     """Images generated at once."""
+    weights: Literal["average", "raw"] = "average"
+    """The averaged weights, or those of the last step, which training.keep_every keeps."""
+    step: int = 0
+    """Of training, a multiple of training.keep_every; 0 for the end."""
 
     def check(self) -> None:
         """Ranges; see the fields."""
@@ -82,17 +87,26 @@ class GenerationConfig(Checked):
         self.require(self.symmetry_noise >= 0, "symmetry_noise", "at least 0")
         self.require(self.batch_size >= 1, "batch_size", "at least 1")
         self.require(0 <= self.seed < 2**31, "seed", "in 0..2147483647")
+        self.require(self.step >= 0, "step", "at least 0")
         if self.levels:
             parse_levels(self.levels)
 
-    def check_for(self, kind: str) -> None:
-        """Raise ``ValueError`` for a sampler that degradations of that kind do not have."""
-        hot = self.algorithm in ("ddim", "ddpm")
+    def check_for(self, degradation: DegradationConfig, training: TrainingConfig) -> None:
+        """Raise ``ValueError`` for a sampler, levels or weights that such a run does not have."""
         self.require(
-            kind == "noise" or not hot,
+            degradation.kind == "noise" or self.algorithm not in ("ddim", "ddpm"),
             "algorithm",
-            f"algorithm1 or algorithm2 for degradation.kind = {kind}",
+            f"algorithm1 or algorithm2 for degradation.kind = {degradation.kind}",
         )
+        if self.levels:
+            check_levels(parse_levels(self.levels), degradation.T)
+        every = training.keep_every
+        self.require(
+            self.weights == "average" or every > 0, "weights", "average for training.keep_every = 0"
+        )
+        kept = every > 0 and self.step % every == 0 and self.step < training.steps
+        among = f"or a multiple of training.keep_every below {training.steps}" if every else ""
+        self.require(self.step == 0 or kept, "step", f"0 {among}".strip())
 
     @property
     def slug(self) -> str:
@@ -101,7 +115,9 @@ class GenerationConfig(Checked):
         levels = f"-{self.levels.replace('-', '_')}" if self.levels else ""
         if len(levels) > 80:  # file names end at 255 bytes
             levels = f"-levels{hashlib.sha256(levels.encode()).hexdigest()[:8]}"
+        weights = "-raw" if self.weights == "raw" else ""
+        step = f"-step{self.step}" if self.step else ""
         return (
-            f"generated-{start}-noise{self.symmetry_noise}-{self.algorithm}{levels}"
+            f"generated-{start}-noise{self.symmetry_noise}-{self.algorithm}{levels}{weights}{step}"
             f"-seed{self.seed}-n{self.n}"
         )

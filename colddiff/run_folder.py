@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from colddiff.config import RunConfig
+from colddiff.config import GenerationConfig, RunConfig
 from colddiff.files import read_json, write_atomic, write_json
 from colddiff.machine import attempt, git_diff
 
@@ -60,6 +60,10 @@ class RunFolder:
     def weights(self) -> Path:
         """Averaged weights of the finished training."""
         return self.path / "ema.safetensors"
+
+    def kept_weights(self, which: Literal["average", "raw"], step: int) -> Path:
+        """Weights at a step that training.keep_every names."""
+        return self.path / "weights" / f"{which}-{step:08d}.safetensors"
 
     @property
     def evaluation(self) -> Path:
@@ -130,6 +134,14 @@ class RunFolder:
         """Whether training is complete."""
         status = self.status()
         return status is not None and status.state == "finished" and self.weights.exists()
+
+    def is_generated(self, settings: GenerationConfig) -> bool:
+        """Whether these very images are there, of the training as it is configured."""
+        try:
+            done = read_json(self.samples / f"{settings.slug}.json")  # written last
+        except FileNotFoundError:
+            return False
+        return bool(done["step"] == (settings.step or self.config.training.steps))
 
     def record_attempt(
         self,

@@ -93,8 +93,14 @@ def build(cls: type[Node], values: Any, path: str = "") -> Node:
         dotted = f"{path}.{name}".lstrip(".")
         if name not in names:
             raise ValueError(f"unknown field {dotted!r}.{closest(name, names)}")
+        items = typing.get_args(hints[name])
         if dataclasses.is_dataclass(hints[name]):
             arguments[name] = build(cast(type[Any], hints[name]), value, dotted)
+        elif items and dataclasses.is_dataclass(items[0]) and isinstance(value, list | tuple):
+            arguments[name] = tuple(
+                build(cast(type[Any], items[0]), each, f"{dotted} {number}")
+                for number, each in enumerate(value, start=1)
+            )
         else:
             arguments[name] = tuple(value) if isinstance(value, list) else value
     return cls(**arguments)

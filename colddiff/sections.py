@@ -274,6 +274,9 @@ class TrainingConfig(Checked):
     """Steps between validations of the averaged weights on data.validation images; 0 for none."""
     checkpoint_every: int = elsewhere(1000)
     """Steps between checkpoints."""
+    keep_every: int = elsewhere(0)
+    """Steps between weights that are kept for good, averaged and raw, the last step's among them:
+    to see how results change with training. 0 keeps the last step's averaged weights alone."""
     workers: int = elsewhere(2)
     """DataLoader processes, for data that is not kept in memory."""
 
@@ -281,7 +284,7 @@ class TrainingConfig(Checked):
         """Ranges; see the fields."""
         for name in ("steps", "batch_size", "accumulation", "ema_every", "log_every"):
             self.require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("ema_start", "validate_every", "workers"):
+        for name in ("ema_start", "validate_every", "keep_every", "workers"):
             self.require(getattr(self, name) >= 0, name, "at least 0")
         self.require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1")
         self.require(0 <= self.seed < 2**31, "seed", "in 0..2147483647")

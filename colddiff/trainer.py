@@ -144,6 +144,11 @@ class Trainer:
                 ):
                     self.validate(report, bar)
                     clock = time.perf_counter()
+                if settings.keep_every and (
+                    self.step % settings.keep_every == 0 or self.step == steps
+                ):
+                    self.keep_weights()
+                    clock = time.perf_counter()
                 if self.step % settings.checkpoint_every == 0 or self.step == steps:
                     self.save()
                     saved = self.step
@@ -254,6 +259,16 @@ class Trainer:
             log.info(text)
         else:
             bar.write(text)
+
+    def keep_weights(self) -> None:
+        """Averaged and raw weights of this step, for good."""
+        if self.group.ranks.is_main:
+            average, raw = (
+                self.folder.kept_weights("average", self.step),
+                self.folder.kept_weights("raw", self.step),
+            )
+            save_weights(average, self.average.module, self.config, self.step)
+            save_weights(raw, self.restorer, self.config, self.step)
 
     def _record(self, metrics: dict[str, float], report: Report | None) -> None:
         if self.journal is not None:

@@ -8,6 +8,10 @@ preset = "mnist"                       # or config = "FILE", relative to the pla
 name = "mnist-T40"                     # what tables call it; the preset's name by default
 seeds = [0, 1, 2]                      # training.seed of the preset by default
 set = { "degradation.T" = 40 }         # every setting of `train --help`
+generate = [{ n = 2000, start = "real" }]  # sets of images, with the settings of `generate --help`
+
+[generate]                             # such lists by name, for generate = "sampling" of many runs
+sampling = [{ n = 2000 }, { n = 2000, algorithm = "algorithm1" }]
 ```
 """
 
@@ -27,7 +31,7 @@ REPORTS = ("table1", "figure3")
 """What ``reproduce`` makes where no plan says otherwise."""
 KNOWN_REPORTS = (*REPORTS, "trajectory", "information_floor", "hot_cold")
 """Modules of ``analysis`` that need nothing but the experiment."""
-ENTRY = ("preset", "config", "name", "seeds", "set")
+ENTRY = ("preset", "config", "name", "seeds", "set", "generate")
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,16 @@ def read_plan(path: Path) -> Plan:
         raise ValueError(f"--plan {str(path)!r} is no file")
     try:
         values = tomllib.loads(path.read_text())
-        _check_names(values, ("runs", "reports"), "")
+        _check_names(values, ("runs", "reports", "generate"))
+        named = values.get("generate", {})
+        if not isinstance(named, dict):
+            raise ValueError(f"generate = {named!r} is not allowed: it must be a table of lists")
         entries = values.get("runs", [])
         if not isinstance(entries, list) or not entries:
             raise ValueError("it has no [[runs]]")
         runs: dict[str, RunConfig] = {}
         for number, entry in enumerate(entries, start=1):
-            for config in _configs(entry, f"runs {number}", path.parent):
+            for config in _configs(entry, f"runs {number}", path.parent, named):
                 if config.run_id in runs:
                     raise ValueError(f"runs {number}: {config.run_id} is there twice")
                 runs[config.run_id] = config
@@ -63,22 +70,40 @@ def read_plan(path: Path) -> Plan:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _configs(entry: Any, where: str, folder: Path) -> list[RunConfig]:
+def _configs(entry: Any, where: str, folder: Path, named: dict[str, Any]) -> list[RunConfig]:
     try:
         if not isinstance(entry, dict):
             raise ValueError(f"{entry!r} is no table")
-        _check_names(entry, ENTRY, "")
+        _check_names(entry, ENTRY)
         config = labelled(_changed(_base(entry, folder), entry.get("set", {})))
         if "name" in entry:
             if not isinstance(entry["name"], str) or not entry["name"].strip():
                 raise ValueError(f"name = {entry['name']!r} is not allowed: it must be a text")
             config = dataclasses.replace(config, preset=entry["name"])
+        if "generate" in entry:
+            sets = _generation(entry["generate"], named)
+            config = build(RunConfig, config.to_dict() | {"generation": sets})
         seeds = entry.get("seeds", [config.training.seed])
         if not isinstance(seeds, list) or not seeds:
             raise ValueError(f"seeds = {seeds!r} is not allowed: it must be a list of integers")
         return [_changed(config, {"training.seed": seed}) for seed in seeds]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _generation(value: Any, named: dict[str, Any]) -> list[Any]:
+    sets = value
+    if isinstance(value, str):
+        if value not in named:
+            raise ValueError(
+                f"generate = {value!r} is no list of [generate].{closest(value, named)}"
+            )
+        sets = named[value]
+    if not isinstance(sets, list):
+        raise ValueError(
+            f"generate = {sets!r} is not allowed: it must be a list of tables, or the name of one"
+        )
+    return sets
 
 
 def _base(entry: dict[str, Any], folder: Path) -> RunConfig:
@@ -118,7 +143,7 @@ def _reports(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(reports)
 
 
-def _check_names(values: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+def _check_names(values: dict[str, Any], known: tuple[str, ...]) -> None:
     for name in values:
         if name not in known:
-            raise ValueError(f"unknown entry {name!r}{where}.{closest(name, known)}")
+            raise ValueError(f"unknown entry {name!r}.{closest(name, known)}")

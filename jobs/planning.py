@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colddiff.config import RunConfig
+from colddiff.config import EvaluationConfig, GenerationConfig, RunConfig
 from colddiff.run_folder import RunFolder
 from jobs.ledger import Work, work_of
 from jobs.states import Job
-from jobs.tasks import AnyTask, EvaluateTask, Task, TrainTask, is_claimed
+from jobs.tasks import AnyTask, EvaluateTask, GenerateTask, Task, TrainTask, is_claimed
 
 if TYPE_CHECKING:
     from jobs.cluster import Submitted
@@ -56,18 +56,19 @@ def _planned(
         if at_work:
             return Planned(task, "running", wanted=False)
         return _training(task, folder, configs.get(task.run))
-    if isinstance(task, EvaluateTask) and _is_evaluated(folder, task):
+    if isinstance(task, EvaluateTask) and is_measured(folder, task.evaluation):
+        return Planned(task, "complete", wanted=False)
+    if isinstance(task, GenerateTask) and folder.is_generated(task.settings):
         return Planned(task, "complete", wanted=False)
     return Planned(task, "trained, in use: waits" if at_work else "trained", wanted=True)
 
 
 def _training(task: TrainTask, folder: RunFolder, config: RunConfig | None) -> Planned:
     from colddiff.checkpoint import checkpoints
-    from colddiff.evaluation import is_evaluated
 
     if folder.is_trained:
-        settings = (config or folder.config).evaluation
-        if not task.evaluate or is_evaluated(folder, settings):
+        wanted = config or folder.config
+        if not task.evaluate or is_measured(folder, wanted.evaluation, wanted.generation):
             return Planned(task, "complete", wanted=False)
         return Planned(task, "trained, to evaluate", wanted=True)
     saved = checkpoints(folder.checkpoints)
@@ -77,10 +78,16 @@ def _training(task: TrainTask, folder: RunFolder, config: RunConfig | None) -> P
     return Planned(task, "new", wanted=True)
 
 
-def _is_evaluated(folder: RunFolder, task: EvaluateTask) -> bool:
+def is_measured(
+    folder: RunFolder,
+    evaluation: EvaluationConfig,
+    generation: Sequence[GenerationConfig] | None = None,
+) -> bool:
+    """Whether a trained run was evaluated so, and its sets of images (its own by default) exist."""
     from colddiff.evaluation import is_evaluated
 
-    return is_evaluated(folder, task.evaluation)
+    sets = folder.config.generation if generation is None else generation
+    return is_evaluated(folder, evaluation) and all(map(folder.is_generated, sets))
 
 
 def table(planned: Sequence[Planned], submitted: Mapping[tuple[str, str], Submitted]) -> str:

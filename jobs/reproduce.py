@@ -13,7 +13,7 @@ from jobs.cluster import Submitted
 from jobs.ledger import Ledger, Work, work_of
 from jobs.options import say
 from jobs.plan_file import REPORTS, read_plan
-from jobs.planning import Planned, plan, table
+from jobs.planning import Planned, is_measured, plan, table
 from jobs.profiles import Profile
 from jobs.states import Job, living_jobs
 from jobs.tasks import EvaluateTask, ReportTask, TrainTask
@@ -22,7 +22,7 @@ from jobs.work import Seeded
 
 @dataclass(frozen=True)
 class Reproduce(Seeded):
-    """Train runs, evaluate them, and make the paper's table and figure of them.
+    """Train runs, evaluate them, generate from them, and make the paper's table and figure of them.
 
     On Slurm three jobs wait for each other: each run is evaluated when it is trained, and the table
     is made when all are evaluated. What can no longer run, because something before it failed, is
@@ -114,15 +114,13 @@ class Reproduce(Seeded):
     def _evaluation(
         self, task: TrainTask, living: Mapping[Work, Job], known: Mapping[str, RunConfig]
     ) -> Planned:
-        from colddiff.evaluation import is_evaluated
-
-        settings = known[task.run].evaluation
-        wanted = EvaluateTask(task.folder, self.uri, self.experiment, evaluation=settings)
+        config = known[task.run]
+        wanted = EvaluateTask(task.folder, self.uri, self.experiment, evaluation=config.evaluation)
         job = living.get(work_of(wanted.run, wanted.kind, wanted.to_dict()))
         folder = RunFolder(Path(task.folder))
         if job:
             return Planned(wanted, str(job), wanted=False)
-        if folder.is_trained and is_evaluated(folder, settings):
+        if folder.is_trained and is_measured(folder, config.evaluation, config.generation):
             return Planned(wanted, "complete", wanted=False)
         return Planned(wanted, "trained" if folder.is_trained else "after training", wanted=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,14 @@ def is_done(folder: RunFolder, job: Job) -> bool:
         case "generate":
             made = from_dict(task)
             assert isinstance(made, GenerateTask), "the ledger's kind is the task's"
-            file = folder.samples / f"{made.settings.slug}.npz"
-            return _is_newer(file, job.entry)
-        case "report" if _is_newer(Path(task["out"]) / "figure3.md", job.entry):
+            return folder.is_generated(made.settings)
+        case "report" if _is_newer(Path(task["out"]) / f"{_last_report(task)}.md", job.entry):
             return True  # which is made last; also where Slurm keeps no accounts
     return job.slurm is not None and job.slurm.state == "COMPLETED"
+
+
+def _last_report(task: Mapping[str, Any]) -> str:
+    return str((task.get("reports") or ["figure3"])[-1])
 
 
 def last_process(folder: RunFolder) -> dict[str, Any]:
@@ -131,13 +134,14 @@ def _is_newer(file: Path, entry: Entry) -> bool:
 
 
 def _is_measured(folder: RunFolder, settings: dict[str, Any]) -> bool:
-    """``colddiff.evaluation.is_evaluated`` without its imports."""
+    """``jobs.planning.is_measured`` without its imports."""
     try:
         done = read_json(folder.evaluation)
     except FileNotFoundError:
         return False
     same: bool = done["settings"] == json.loads(json.dumps(settings))
-    return same and done["step"] == folder.config.training.steps
+    complete = same and done["step"] == folder.config.training.steps
+    return complete and all(map(folder.is_generated, folder.config.generation))
 
 
 def _start_now(jobs: Sequence[Job]) -> list[str]:

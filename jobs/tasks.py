@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -133,7 +133,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TrainTask(Task):
-    """Train a run to its end from wherever it stands, then evaluate it."""
+    """Train a run to its end from wherever it stands, then evaluate it and generate its images."""
 
     kind: ClassVar[str] = "train"
 
@@ -152,7 +152,9 @@ class TrainTask(Task):
         self.assist(folder, stop, ranks)
         if not self.evaluate:
             return self.folder
-        return _evaluate(folder, self.progress, folder.config.evaluation, stop)
+        made = _evaluate(folder, self.progress, folder.config.evaluation, stop)
+        _generate(folder, self.progress, folder.config.generation, stop)
+        return made
 
     def assist(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
         """Every rank's part of the training."""
@@ -165,7 +167,7 @@ class TrainTask(Task):
 
 @dataclass(frozen=True)
 class EvaluateTask(Task):
-    """Measure a trained run; its configuration then has these settings."""
+    """Measure a trained run, whose configuration then has these settings; generate its images."""
 
     kind: ClassVar[str] = "evaluate"
 
@@ -175,6 +177,7 @@ class EvaluateTask(Task):
         """The run folder's path."""
         made = _evaluate(folder, self.progress, self.evaluation, stop)
         folder.update(dataclasses.replace(folder.config, evaluation=self.evaluation))
+        _generate(folder, self.progress, folder.config.generation, stop)
         return made
 
 
@@ -188,12 +191,8 @@ class GenerateTask(Task):
 
     def work(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
         """The array file's path."""
-        from colddiff.generation import generate
-        from colddiff.optimisation import resolve_device
-
-        device = resolve_device(folder.config.training.device)
-        with stop.immediate(folder.config.training.steps):
-            return str(generate(folder, self.settings, device, progress=self.progress))
+        _generate(folder, self.progress, (self.settings,), stop)
+        return str(folder.samples / f"{self.settings.slug}.npz")
 
 
 @dataclass(frozen=True)
@@ -297,3 +296,20 @@ def _evaluate(
         with stop.immediate(folder.config.training.steps):
             evaluate(folder, settings, device, progress=progress)
     return str(folder.path)
+
+
+def _generate(
+    folder: RunFolder, progress: bool, sets: Sequence[GenerationConfig], stop: StopRequest
+) -> None:
+    """The sets that are not there yet; an interruption loses the one at work."""
+    from colddiff.generation import generate
+    from colddiff.optimisation import resolve_device
+
+    device = resolve_device(folder.config.training.device)
+    for settings in sets:
+        if folder.is_generated(settings):
+            log.info("%s has %s already", folder.path.name, settings.slug)
+            continue
+        log.info("generating %s", settings.slug)
+        with stop.immediate(folder.config.training.steps):
+            generate(folder, settings, device, progress=progress)

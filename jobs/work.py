@@ -100,7 +100,10 @@ class Train(Seeded):
 
 @dataclass(frozen=True)
 class Evaluate(Launch):
-    """Measure trained runs: degraded, direct and sampled images against the originals."""
+    """Measure trained runs: degraded, direct and sampled images against the originals.
+
+    A plan file's sets of images are generated too, where they are not there yet.
+    """
 
     names: Positional[tuple[str, ...]] = ()
     """Run folders, or (beginnings of) run names; all runs by default."""
@@ -136,16 +139,10 @@ class Generate(Launch):
     generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
 
     def __call__(self) -> int:
-        """Generate for every named run."""
-        from colddiff.levels import check_levels, parse_levels
-
+        """Generate what is not there, for every named run."""
         folders = find_trained(self.runs, self.names)
         for folder in folders:
-            self.generation.check_for(folder.config.degradation.kind)
-        if self.generation.levels:
-            for folder in folders:
-                levels = parse_levels(self.generation.levels)
-                check_levels(levels, folder.config.degradation.T)
+            self.generation.check_for(folder.config.degradation, folder.config.training)
         tasks = []
         for folder in folders:
             if not self.dry_run:

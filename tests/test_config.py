@@ -68,6 +68,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "training.log_every": [0],
     "training.validate_every": [-1],
     "training.checkpoint_every": [0],
+    "training.keep_every": [-1],
     "training.workers": [-1],
     "evaluation.samples": [1, -1],
     "evaluation.batch_size": [0],
@@ -78,6 +79,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "generation.symmetry_noise": [-0.001],
     "generation.seed": [-1, 2**31],
     "generation.batch_size": [0],
+    "generation.step": [-1],
 }
 
 

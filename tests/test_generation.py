@@ -20,6 +20,7 @@ from torch import Tensor
 
 from colddiff import generation
 from colddiff.batches import to_batch
+from colddiff.checkpoint import load_weights
 from colddiff.classifier import load_digit_classifier
 from colddiff.config import GenerationConfig, RunConfig
 from colddiff.data import load_images, split_validation
@@ -28,6 +29,7 @@ from colddiff.generation import generate, starting_states
 from colddiff.metrics import digit_features
 from colddiff.randomness import generator
 from colddiff.run_folder import RunFolder
+from colddiff.training import train
 
 CPU = torch.device("cpu")
 
@@ -61,7 +63,7 @@ def generate_with(
 ) -> np.ndarray:
     folder = RunFolder.create(tmp_path / "runs", config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "load_restorer", lambda folder, device: (restorer, config, 6))
+        patch.setattr(generation, "load_restorer", lambda *which: (restorer, config, 6))
         return stored(generate(folder, settings, CPU))
 
 
@@ -139,6 +141,71 @@ def test_levels_must_fit_the_run(levels: str, copied_run: RunFolder) -> None:
     with pytest.raises(ValueError, match=f"levels = '{levels}' .* falling from T = 4 to 0"):
         generate(copied_run, GenerationConfig(n=2, levels=levels), CPU)
     assert not copied_run.samples.exists()
+
+
+def test_weights_on_the_way(tmp_path: Path) -> None:
+    """Raw weights and those of earlier steps are those that shorter trainings end with."""
+    config = tiny(steps=7, keep_every=3, validate_every=0)
+    config = replaced(config, "optimiser", schedule="constant", warmup_steps=2)
+    folder = RunFolder.create(tmp_path / "a", config)
+    train(folder)
+    kept = sorted(path.name for path in (folder.path / "weights").iterdir())
+    steps = ("00000003", "00000006", "00000007")
+    assert kept == sorted(f"{which}-{s}.safetensors" for which in ("average", "raw") for s in steps)
+    short = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=3))
+    other = RunFolder.create(tmp_path / "b", short)
+    train(other)
+    settings = GenerationConfig(n=3)
+    made = {
+        (f.path.parent.name, which, step): stored(
+            generate(f, dataclasses.replace(settings, weights=which, step=step), CPU)
+        )
+        for f, which, step in (
+            (folder, "average", 0), (folder, "raw", 0), (folder, "average", 3),
+            (folder, "raw", 3), (other, "average", 0), (other, "raw", 0),
+        )
+    }  # fmt: skip
+    for which in ("average", "raw"):
+        assert np.array_equal(made["a", which, 3], made["b", which, 0])
+        assert not np.array_equal(made["a", which, 3], made["a", which, 0])
+    assert not np.array_equal(made["a", "average", 0], made["a", "raw", 0])
+    last = load_weights(folder.kept_weights("average", 7))[0]
+    final = load_weights(folder.weights)[0]
+    assert all(torch.equal(last[name], final[name]) for name in final)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": "raw"}, "weights = 'raw' .* average for training.keep_every = 0"),
+        ({"step": 3}, "step = 3 is not allowed: it must be 0$"),
+    ],
+)
+def test_weights_that_are_not_kept(
+    settings: dict[str, Any], message: str, copied_run: RunFolder
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(copied_run, GenerationConfig(n=2, **settings), CPU)
+    copied_run.update(replaced(copied_run.config, "training", keep_every=3))
+    with pytest.raises(ValueError, match="training.keep_every was 3|has no"):
+        generate(copied_run, GenerationConfig(n=2, **settings | {"step": 3}), CPU)
+    with pytest.raises(ValueError, match="or a multiple of training.keep_every below 6"):
+        generate(copied_run, GenerationConfig(n=2, step=4), CPU)
+
+
+def test_what_is_generated_is_known_by_its_record(copied_run: RunFolder) -> None:
+    settings = GenerationConfig(n=2)
+    assert not copied_run.is_generated(settings)
+    path = generate(copied_run, settings, CPU)
+    assert copied_run.is_generated(settings)
+    assert copied_run.is_generated(dataclasses.replace(settings, batch_size=1))  # changes nothing
+    assert not copied_run.is_generated(dataclasses.replace(settings, n=3))
+    longer = replaced(copied_run.config, "training", steps=9)
+    RunFolder(copied_run.path).update(longer)
+    assert not copied_run.is_generated(settings)
+    copied_run.update(replaced(longer, "training", steps=6))
+    path.with_suffix(".json").unlink()
+    assert not copied_run.is_generated(settings)
 
 
 def test_an_untrained_run_is_refused(tmp_path: Path) -> None:
@@ -240,6 +307,8 @@ CHANGES: dict[str, Any] = {
     "algorithm": "algorithm1",
     "levels": "4-2-0",
     "seed": 1,
+    "weights": "raw",
+    "step": 10,
 }
 
 

@@ -84,6 +84,15 @@ def test_a_configuration_file_is_found_beside_the_plan(tmp_path: Path) -> None:
         ("[[runs]]\npreset = 'demo'\nseeds = [-1]", "training.seed = -1"),
         ("[[runs]]\npreset = 'demo'\nname = ''", "name = '' is not allowed"),
         ("[[runs]]\npreset = 'demo'\nseeds = [1, 1]", "seed1-"),
+        ("[[runs]]\npreset = 'demo'\ngenerate = 7", "generate = 7 is not allowed"),
+        ("[[runs]]\npreset = 'demo'\ngenerate = [7]", "generation 1 = 7 must be an object"),
+        ("[[runs]]\npreset = 'demo'\ngenerate = [{ m = 7 }]", "unknown field 'generation 1.m'"),
+        ("[[runs]]\npreset = 'demo'\ngenerate = [{ n = 0 }]", "generation.n = 0"),
+        ("[[runs]]\npreset = 'demo'\ngenerate = [{ levels = '9-0' }]", "falling from T = 20"),
+        ("[[runs]]\npreset = 'demo'\ngenerate = [{ algorithm = 'ddim' }]", "'ddim'"),
+        ("[[runs]]\npreset = 'demo'\ngenerate = [{ weights = 'raw' }]", "weights = 'raw'"),
+        ("[[runs]]\npreset = 'demo'\ngenerate = 'a'\n[generate]\nab = []", "Did you mean 'ab'?"),
+        ("generate = 'a'\n[[runs]]\npreset = 'demo'", "generate = 'a' is not allowed"),
         ("reports = ['table9']\n[[runs]]\npreset = 'demo'", "reports = ['table9']"),
     ],
 )
@@ -119,7 +128,7 @@ def test_a_plan_has_all_settings(
     assert "none.toml' is no file" in capsys.readouterr().err
 
 
-def test_train_makes_the_runs_of_a_plan(tmp_path: Path) -> None:
+def test_train_makes_the_runs_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = {
         "training.steps": 2,
         "training.batch_size": 4,
@@ -138,13 +147,15 @@ def test_train_makes_the_runs_of_a_plan(tmp_path: Path) -> None:
 preset = "demo"
 name = "all"
 seeds = [0, 1]
-set = {{ {settings} }}
+set = {{ {settings}, "training.keep_every" = 1 }}
+generate = "sets"
 [[runs]]
 preset = "demo"
 name = "directly"
 set = {{ {settings}{last} }}
 """
-    path, runs = written(tmp_path, text), tmp_path / "runs"
+    sets = "[generate]\nsets = [{ n = 2 }, { n = 2, step = 1, weights = 'raw', start = 'real' }]"
+    path, runs = written(tmp_path, text + sets), tmp_path / "runs"
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     common = ["--plan", str(path), "--runs", str(runs), "--tracking-uri", uri]
     assert main(["train", *common, "--cluster", "debug"]) == 0
@@ -153,3 +164,15 @@ set = {{ {settings}{last} }}
     kinds = [set(json.loads(folder.evaluation.read_text())["kinds"]) for folder in folders]
     both = {"degraded", "direct", "sampled", "sampled_algorithm1", "sampled[4-0]"}
     assert kinds == [both, both, {"degraded", "direct"}]
+    made = [sorted(path.stem for path in folder.samples.glob("*.json")) for folder in folders]
+    names = ["generated-means1-noise0.002-algorithm2-seed0-n2"]
+    names += ["generated-real-noise0.002-algorithm2-raw-step1-seed0-n2"]
+    assert made == [names, names, []]
+    times = [path.stat().st_mtime_ns for path in sorted(runs.glob("*/samples/generated-*"))]
+    capsys.readouterr()
+    assert main(["train", *common, "--cluster", "debug"]) == 0  # nothing is made twice
+    assert times == [path.stat().st_mtime_ns for path in sorted(runs.glob("*/samples/generated-*"))]
+    assert capsys.readouterr().out.count("complete") == 3
+    next(runs.glob("*/samples/generated-means1*.json")).unlink()
+    assert main(["train", *common, "--cluster", "debug"]) == 0
+    assert len(list(runs.glob("*/samples/generated-means1*.json"))) == 2
