@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.pictures import COLORS, GREY, WIDTH, new_figure, render
-from analysis.report import Options, Provenance, markdown_table, provenance, run_script
+from analysis.report import Options, Provenance, markdown_table, plural, provenance, run_script
 from analysis.runs import AnalysisError, artifacts, download, sampling, select_runs
 
 if TYPE_CHECKING:
@@ -49,8 +49,11 @@ class Generated:
         name = SAMPLERS[self.run.kind, settings["algorithm"]]
         if self.run.kind == "blur":
             components = settings["components"]
-            means = f"means, {components} component{'' if components == 1 else 's'}"
-            start = "x_T of training images" if settings["start"] == "real" else means
+            start = {
+                "real": "x_T of training images",
+                "means": f"means, {plural(components, 'component')}",
+                "terminals": f"a model of x_T, {plural(components, 'component')}",
+            }[settings["start"]]
             name += f", from {start}, noise {settings['symmetry_noise']:g}"
         return f"{name}, levels {settings['levels']}" if settings["levels"] else name
 

@@ -25,13 +25,15 @@ from colddiff.hot_samplers import fresh_noise, sample_ddim, sample_ddpm
 from colddiff.images import save_grid, to_float, to_uint8
 from colddiff.levels import parse_levels
 from colddiff.machine import git_dirty, git_sha
-from colddiff.prior import MeanPrior, break_symmetry, real_terminals
+from colddiff.prior import MeanPrior, TerminalPrior, break_symmetry, real_terminals
 from colddiff.quality import generation_quality
 from colddiff.randomness import generator
 from colddiff.restorer import Restorer
 from colddiff.run_folder import RunFolder
 
 GRID = (10, 10)
+FITTED = 10_000
+"""Training images that the start is fitted to."""
 
 
 @torch.no_grad()
@@ -127,11 +129,18 @@ def starting_states(
         return torch.randn(n, config.data.channels, size, size, generator=source)
     images = load_images(config.data, "train")
     chosen = torch.randperm(len(images), generator=generator(seed, "start"))
-    if settings.start == "real":
-        x0 = to_batch(images.take(chosen[:n].sort().values), config.data)
-        start = real_terminals(lambda x: degradation.terminal(x.to(device)).cpu(), x0, n, seed)
-    else:
-        x0 = to_batch(images.take(chosen[:10_000].sort().values), config.data)
-        prior = MeanPrior.fit(x0.mean(dim=(-2, -1)), settings.components, seed)
-        start = prior.sample(n, size, size, seed)
+    chosen = chosen[: n if settings.start == "real" else FITTED].sort().values
+    x0 = to_batch(images.take(chosen), config.data)
+
+    def terminal(x: Tensor) -> Tensor:
+        return torch.cat([degradation.terminal(p.to(device)).cpu() for p in x.split(500)])
+
+    match settings.start:
+        case "real":
+            start = real_terminals(terminal, x0, n, seed)
+        case "terminals":
+            start = TerminalPrior.fit(terminal(x0), settings.components, seed).sample(n, seed)
+        case "means":
+            means = MeanPrior.fit(x0.mean(dim=(-2, -1)), settings.components, seed)
+            start = means.sample(n, size, size, seed)
     return break_symmetry(start, settings.symmetry_noise, seed)

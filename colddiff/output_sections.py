@@ -59,9 +59,10 @@ class GenerationConfig(Checked):
 
     n: int = 100
     """Images, 1..1000000."""
-    start: Literal["means", "real"] = "means"
+    start: Literal["means", "terminals", "real"] = "means"
     """means: constant images, their channel means drawn from a Gaussian mixture fitted to the
-    training images. real: x_T of training images. (Noise degradations start from noise.)"""
+    training images. terminals: x_T drawn from a mixture fitted to all that is left of the training
+    images in theirs. real: x_T of training images. (Noise degradations start from noise.)"""
     components: int = 1
     """Of the mixture."""
     symmetry_noise: float = 0.002
@@ -111,7 +112,7 @@ class GenerationConfig(Checked):
     @property
     def slug(self) -> str:
         """A file name that tells these settings apart."""
-        start = f"means{self.components}" if self.start == "means" else "real"
+        start = "real" if self.start == "real" else f"{self.start}{self.components}"
         levels = f"-{self.levels.replace('-', '_')}" if self.levels else ""
         if len(levels) > 80:  # file names end at 255 bytes
             levels = f"-levels{hashlib.sha256(levels.encode()).hexdigest()[:8]}"

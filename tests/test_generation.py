@@ -257,6 +257,23 @@ def test_real_starts_are_blurred_training_images() -> None:
     assert not torch.equal(start, starts(tiny(), dataclasses.replace(settings, seed=2)))
 
 
+def test_modelled_starts_are_spread_like_blurred_training_images() -> None:
+    """Along every principal component of x_T that float32 keeps, to a hundredth of the first."""
+    settings = GenerationConfig(n=3000, start="terminals", components=3, symmetry_noise=0.0)
+    images = load_images(tiny().data, "train")
+    known = to_batch(images.take(torch.arange(len(images))), tiny().data)
+    for _ in range(4):
+        known = convolve(known, 5, 2.0, "circular")
+    made = starts(tiny(), settings).double().flatten(1)
+    flat = known.double().flatten(1)
+    lengths, axes = torch.linalg.eigh(torch.cov(flat.T))
+    assert float(lengths[-9]) > 1e-4 * float(lengths[-1])
+    for axis, length in zip(axes.T[-9:], lengths[-9:], strict=True):
+        assert float(((made - flat.mean(0)) @ axis).std()) == pytest.approx(
+            float(length.sqrt()), rel=0.1
+        )
+
+
 def test_real_starts_of_a_discrete_run_are_means() -> None:
     config = replaced(tiny(), "degradation", discrete=True)
     start = starts(config, GenerationConfig(n=5, start="real", symmetry_noise=0.0))

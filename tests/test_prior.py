@@ -12,7 +12,7 @@ from torch import Tensor
 
 from colddiff.config import DegradationConfig
 from colddiff.degradation import Blur, Discrete
-from colddiff.prior import MeanPrior, break_symmetry, real_terminals
+from colddiff.prior import MeanPrior, TerminalPrior, break_symmetry, real_terminals
 
 N = 20_000
 
@@ -145,3 +145,83 @@ def test_perfect_symmetry_is_left_alone() -> None:
 def test_negative_noise_is_refused() -> None:
     with pytest.raises(ValueError, match=r"noise std = -0.1 must be at least 0"):
         break_symmetry(torch.zeros(1, 1, 2, 2), -0.1)
+
+
+def states(deviations: list[float], n: int = 3000) -> Tensor:
+    """Float64 x_T with these deviations along orthogonal directions, about a random mean."""
+    source = torch.Generator().manual_seed(6)
+    basis, _ = torch.linalg.qr(torch.randn(36, len(deviations), generator=source).double())
+    z = torch.randn(n, len(deviations), generator=source).double()
+    mean = torch.rand(36, generator=source).double() - 0.5
+    return (mean + (z * torch.tensor(deviations)) @ basis.T).view(n, 1, 6, 6)
+
+
+def test_terminal_states_have_the_moments_of_the_images_at_every_scale() -> None:
+    """Also along the directions a thousandth as long, which is where the digits are."""
+    xT = states([0.3, 1e-2, 3e-4])
+    drawn = TerminalPrior.fit(xT, 1).sample(N, seed=3)
+    assert drawn.shape == (N, 1, 6, 6) and drawn.dtype == torch.float32
+    flat, new = xT.flatten(1), drawn.double().flatten(1)
+    covariance = torch.cov(flat.T, correction=0)
+    lengths, axes = torch.linalg.eigh(covariance)
+    for length, axis in zip(lengths[-3:], axes.T[-3:], strict=True):
+        deviation = float(length.sqrt())
+        coordinates = (new - flat.mean(0)) @ axis
+        assert float(coordinates.mean()) == pytest.approx(0, abs=4 * deviation / math.sqrt(N))
+        assert float(coordinates.std()) == pytest.approx(deviation, rel=0.03)
+    rest = (new - flat.mean(0)) @ axes[:, :-3]
+    assert float(rest.abs().max()) < 2e-7  # float32 alone
+
+
+def test_what_float32_rounds_away_is_not_drawn() -> None:
+    prior = TerminalPrior.fit(states([0.3, 1e-2, 1e-7, 1e-7]), 2)
+    assert len(prior.axes) == 2
+
+
+def test_terminal_states_keep_their_clusters() -> None:
+    """Two clusters along a faint direction: of two components, nothing lies between them."""
+    xT = states([0.3, 1e-5])
+    direction = states([1.0], n=2)
+    offset = (direction[1] - direction[0]) / (direction[1] - direction[0]).norm()
+    side = torch.where(torch.arange(len(xT)) % 3 == 0, 1.0, -1.0).double()
+    xT = xT + 0.01 * side[:, None, None, None] * offset
+    centre = xT.flatten(1).mean(0)
+    # Across the long direction, which the offset is not at right angles to.
+    long = torch.linalg.eigh(torch.cov(xT.flatten(1).T))[1][:, -1]
+    across = offset.flatten() - (offset.flatten() @ long) * long
+
+    def between(components: int) -> float:
+        drawn = TerminalPrior.fit(xT, components).sample(6000).double().flatten(1)
+        place = (drawn - centre) @ across / (across @ across) / 0.01
+        return float(((place > -0.2) & (place < 0.8)).double().mean())
+
+    known = (xT.flatten(1) - centre) @ across / (across @ across) / 0.01
+    assert float(((known > -0.2) & (known < 0.8)).double().mean()) < 0.001
+    assert between(2) < 0.01
+    assert between(1) > 0.2
+
+
+def test_terminal_states_that_are_constant_stay_so() -> None:
+    """The authors' discrete degradation leaves the mean alone."""
+    images = random_images(200, 1, 8, 8)
+    prior = TerminalPrior.fit(images.mean(dim=(1, 2, 3), keepdim=True).expand(200, 1, 8, 8), 1)
+    drawn = prior.sample(500)
+    assert len(prior.axes) == 1
+    assert torch.allclose(drawn, drawn[:, :, :1, :1].expand_as(drawn), atol=1e-7)
+    assert float(drawn.std()) == pytest.approx(float(images.mean(dim=(1, 2, 3)).std()), rel=0.1)
+
+
+def test_terminal_states_are_a_function_of_the_seed() -> None:
+    xT = states([0.3, 1e-2])
+    torch.manual_seed(1)
+    first = TerminalPrior.fit(xT, 3).sample(50, seed=1)
+    torch.manual_seed(2)
+    prior = TerminalPrior.fit(xT, 3)
+    assert torch.equal(prior.sample(50, seed=1), first)
+    assert not torch.equal(prior.sample(50, seed=2), first)
+
+
+@pytest.mark.parametrize("components", [0, 21])
+def test_terminal_states_need_images_enough(components: int) -> None:
+    with pytest.raises(ValueError, match=rf"components = {components} must be in 1..20"):
+        TerminalPrior.fit(states([0.3], n=20), components)
