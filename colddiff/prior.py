@@ -93,7 +93,8 @@ class TerminalPrior:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n c h w`` terminal states, float32."""
         coordinates = torch.from_numpy(_drawn(self.mixture, n, seed))
-        return (self.mean + torch.tensordot(coordinates, self.axes, dims=1)).float()
+        xT: Tensor = self.mean + torch.tensordot(coordinates, self.axes, dims=1)
+        return xT.float()
 
 
 def _drawn(mixture: GaussianMixture, n: int, seed: int) -> NDArray[np.float64]:
@@ -106,7 +107,8 @@ def _drawn(mixture: GaussianMixture, n: int, seed: int) -> NDArray[np.float64]:
     factors = np.linalg.cholesky(mixture.covariances_)
     z = random.standard_normal((n, mixture.means_.shape[1]))
     drawn: NDArray[np.float64] = mixture.means_[component]
-    return drawn + np.einsum("nij,nj->ni", factors[component], z)
+    drawn += np.einsum("nij,nj->ni", factors[component], z)
+    return drawn
 
 
 def real_terminals(

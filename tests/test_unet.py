@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference_unet import ReferenceUNet
 from torch import Tensor
 
-from colddiff.unet import UNet, load_reference_state_dict, reference_names
+from colddiff.unet import Depthwise, UNet, load_reference_state_dict, reference_names
 from colddiff.unet_parts import step_embedding
 
 DIM, MULTS = 8, (1, 2, 3)
@@ -246,3 +247,33 @@ def test_step_embedding() -> None:
         angles = [step, step / 100, step / 10_000]
         expected = [f(a) for f in (math.sin, math.cos) for a in angles]
         assert row == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 4), (8, 8), (4, 16), (9, 8), (16, 16)])
+def test_depthwise_convolutions_are_those_of_the_library(
+    height: int, width: int, dtype: torch.dtype
+) -> None:
+    """Small images go through matrix products, larger ones through float32."""
+    layer = Depthwise(6, 7)
+    x, upstream = (
+        torch.randn(3, 6, height, width, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 2)
+    )
+
+    def gradients(call: Callable[[Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
+        layer.zero_grad()
+        given = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+        out = call(given)
+        assert out.dtype == dtype and out.shape == x.shape
+        out.backward(upstream.to(dtype))
+        return [out.detach(), given.grad, layer.weight.grad, layer.bias.grad]  # type: ignore[list-item]
+
+    def library(x: Tensor) -> Tensor:
+        return F.conv2d(x, layer.weight, layer.bias, padding=3, groups=6)
+
+    expected = gradients(library, x.dtype)
+    found = gradients(layer, dtype)
+    for one, other in zip(found, expected, strict=True):
+        limit = 2e-6 if dtype == torch.float32 else 0.02
+        assert float((one.float() - other).abs().max()) <= limit * float(other.abs().max())
