@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.pictures import COLORS, GREY, WIDTH, new_figure, render
 from analysis.report import Options, Provenance, markdown_table, plural, provenance, run_script
-from analysis.runs import AnalysisError, artifacts, download, sampling, select_runs
+from analysis.runs import AnalysisError, download, generated_sets, sampling, select_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,10 +105,8 @@ def read(runs: pd.DataFrame, uri: str | None) -> tuple[list[Run], list[Generated
                 by_level=tuple(evaluation.get("by_level", ())),
             )
             found.append(run)
-            for name in artifacts(row["run_id"], "samples", uri):
-                if Path(name).name.startswith("generated-") and name.endswith(".json"):
-                    record = json.loads(download(row["run_id"], name, uri, local).read_text())
-                    sets.append(Generated(run, record))
+            records = generated_sets(row["run_id"], uri, local)
+            sets += [Generated(run, record) for _, record in records]
     if not sets and not any(run.by_level for run in found):
         raise AnalysisError(
             "no run was restored level by level, and none has generated images: "

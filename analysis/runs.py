@@ -125,6 +125,18 @@ def artifacts(run_id: str, folder: str, uri: str | None = None) -> list[str]:
         return [entry.path for entry in client.list_artifacts(run_id, folder) if not entry.is_dir]
 
 
+def generated_sets(
+    run_id: str, uri: str | None, folder: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sets of images that ``generate`` made of a run: artifact path and record of each.
+
+    The records are copied into ``folder`` on the way.
+    """
+    for path in artifacts(run_id, "samples", uri):
+        if Path(path).name.startswith("generated-") and path.endswith(".json"):
+            yield path, json.loads(download(run_id, path, uri, folder).read_text())
+
+
 def sampling(runs: pd.DataFrame) -> pd.DataFrame:
     """Those whose networks sample, and do not only restore directly from the last level.
 
