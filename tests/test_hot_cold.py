@@ -19,11 +19,14 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def log(store: Store, folder: Path, name: str, kind: str, errors: list[float]) -> str:
+def log(
+    store: Store, folder: Path, name: str, kind: str, errors: list[float], seed: int = 0
+) -> str:
     """A run of T = 4 whose level t was restored from 0.1 t to ``errors[t - 1]``."""
     mlflow_id = store.log(
-        name,
+        f"{name}-{seed}",
         preset=name,
+        seed=seed,
         metrics={"direct/rmse": 0.1},
         params={"degradation.kind": kind, "degradation.T": 4},
     )
@@ -37,12 +40,21 @@ def log(store: Store, folder: Path, name: str, kind: str, errors: list[float]) -
     return mlflow_id
 
 
-def generated(store: Store, folder: Path, mlflow_id: str, **settings: Any) -> None:
+def generated(
+    store: Store,
+    folder: Path,
+    mlflow_id: str,
+    fid: float = 12.345,
+    seconds: float = 5.0,
+    **settings: Any,
+) -> None:
     values = {"n": 1000, "start": "means", "components": 1, "symmetry_noise": 0.002}
     values |= {"algorithm": "algorithm2", "levels": ""} | settings
     counts = [370, *([70] * 9)]
-    quality = {"fid_digits": 12.345, "counts": counts, "total_variation": 0.271}
-    record = {"settings": values, "network_calls": 4, "sampling_seconds": 5.0, "quality": quality}
+    quality = {"fid_digits": fid, "counts": counts, "total_variation": 0.271}
+    quality |= {"blank_rate": 0.002, "unreadable_rate": 0.5}
+    record = {"settings": values, "network_calls": 4}
+    record |= {"sampling_seconds": seconds, "quality": quality}
     path = folder / f"generated-{len(list(folder.iterdir()))}.json"
     path.write_text(json.dumps(record))
     store.add_file(mlflow_id, path, "samples")
@@ -64,33 +76,38 @@ def table(text: str, heading: str) -> list[list[str]]:
 def test_restoration_and_generation(store: Store, tmp_path: Path) -> None:
     cold = log(store, tmp_path, "mnist", "blur", [0.01, 0.02, 0.03, 0.04])
     hot = log(store, tmp_path, "mnist-hot", "noise", [0.05, 0.1, 0.2, 0.4])
+    other = log(store, tmp_path, "mnist", "blur", [0.03, 0.04, 0.05, 0.06], seed=1)
     generated(store, tmp_path, cold)
+    generated(store, tmp_path, other, fid=8.345, seconds=3.0)
+    generated(store, tmp_path, cold, start="terminals", components=50)
     generated(store, tmp_path, cold, start="real", levels="4-2-0")
     generated(store, tmp_path, hot, algorithm="ddpm")
     out = made(store, tmp_path)
     text = (out / "hot_cold.md").read_text()
-    first, second = "cold: mnist, T = 4, seed 0", "hot: mnist-hot, T = 4, seed 0"
+    first, second = "cold: mnist, T = 4", "hot: mnist-hot, T = 4"
     assert table(text, "Restoration") == [
-        [first, "1 of 4", "0.100", "0.010", "0.990"],
-        [first, "2 of 4", "0.200", "0.020", "0.980"],
-        [first, "3 of 4", "0.300", "0.030", "0.970"],
-        [first, "4 of 4", "0.400", "0.040", "0.960"],
-        [second, "1 of 4", "0.100", "0.050", "0.950"],
-        [second, "2 of 4", "0.200", "0.100", "0.900"],
-        [second, "3 of 4", "0.300", "0.200", "0.800"],
-        [second, "4 of 4", "0.400", "0.400", "0.600"],
+        [first, "1 of 4", "2", "0.100", "0.020", "0.980"],
+        [first, "2 of 4", "2", "0.200", "0.030", "0.970"],
+        [first, "3 of 4", "2", "0.300", "0.040", "0.960"],
+        [first, "4 of 4", "2", "0.400", "0.050", "0.950"],
+        [second, "1 of 4", "1", "0.100", "0.050", "0.950"],
+        [second, "2 of 4", "1", "0.200", "0.100", "0.900"],
+        [second, "3 of 4", "1", "0.300", "0.200", "0.800"],
+        [second, "4 of 4", "1", "0.400", "0.400", "0.600"],
     ]
-    numbers = ["1,000", "4", "12.35", "0.271", "37.0%", "5.0"]
+    numbers = ["1,000", "4", "12.35", "0.271", "37.0%", "0.2%", "50.0%", "5.0"]
+    twice = ["1,000", "4", "10.35", "0.271", "37.0%", "0.2%", "50.0%", "4.0"]
     start = "Algorithm 2, from"
     assert table(text, "Generation") == [
-        [first, f"{start} means, 1 component, noise 0.002", *numbers],
-        [first, f"{start} x_T of training images, noise 0.002, levels 4-2-0", *numbers],
-        [second, "fresh noise (DDPM)", *numbers],
+        [first, f"{start} a model of x_T, 50 components, noise 0.002", "1", *numbers],
+        [first, f"{start} means, 1 component, noise 0.002", "2", *twice],
+        [first, f"{start} x_T of training images, noise 0.002, levels 4-2-0", "1", *numbers],
+        [second, "fresh noise (DDPM)", "1", *numbers],
     ]
     with (out / "hot_cold.csv").open(newline="") as file:
         found = [(row["kind"], row["t"], row["rmse"]) for row in csv.DictReader(file)]
-    assert found[3:5] == [("blur", "4", "0.04"), ("noise", "1", "0.05")]
-    assert "mnist-hot: seed 0" in text.split("\n---\n")[1]
+    assert found[7:9] == [("blur", "4", "0.06"), ("noise", "1", "0.05")]
+    assert "mnist-hot-0: seed 0" in text.split("\n---\n")[1]
     assert (out / "hot_cold.pdf").stat().st_size > 1000
 
 
