@@ -60,22 +60,30 @@ SMALL: dict[str, Any] = {
 """Small networks, of which twenty fit into two hours of two cores."""
 
 
-def samples_of(flip: int, discrete: int, loss: int, seed: int) -> list[dict[str, Any]]:
-    """The 16 sets of a network whose factors stand at these levels (0 or 1)."""
+def levels_of(flip: int, discrete: int, loss: int, seed: int) -> list[dict[str, str]]:
+    """The levels of the 16 sets of a network whose factors stand at these places (0 or 1)."""
     names = {factor: list(levels) for factor, levels in SAMPLING.items()}
-    sets = []
+    found = []
     for start, noise in itertools.product(range(4), range(4)):
         p, q, n, m = start >> 1, start & 1, noise >> 1, noise & 1
-        level = {
+        places = {
             "start": start,
             "noise": noise,
             "algorithm": p ^ n ^ flip ^ discrete,
             "levels": q ^ m ^ discrete ^ loss,
             "weights": p ^ q ^ n ^ flip ^ loss ^ seed,
         }
+        found.append({factor: names[factor][place] for factor, place in places.items()})
+    return found
+
+
+def samples_of(flip: int, discrete: int, loss: int, seed: int) -> list[dict[str, Any]]:
+    """The settings of :func:`levels_of`."""
+    sets = []
+    for levels in levels_of(flip, discrete, loss, seed):
         settings: dict[str, Any] = {"n": N}
-        for factor, place in level.items():
-            settings |= SAMPLING[factor][names[factor][place]]
+        for factor, level in levels.items():
+            settings |= SAMPLING[factor][level]
         sets.append(settings)
     return sets
 

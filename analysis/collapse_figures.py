@@ -81,7 +81,7 @@ def draw_effects(effects: Mapping[str, Sequence[Effect]]) -> Figure:
             color = COLORS[1] if effect.is_clear else GREY
             axes.plot([effect.low, effect.high], [place, place], color=color, linewidth=1.5)
             axes.plot(effect.size, place, "o", color=color, markersize=4)
-        axes.set_title(MEASURES[measure].split(",")[0], fontsize=9)
+        axes.set_title(MEASURES[measure].replace(" (data: 1)", ""), fontsize=9)
         axes.set_ylim(len(names) - 0.5, -0.5)
     panels[0].set_yticks(range(len(names)), names)
     figure.supxlabel("difference from the reference level", fontsize=9)
@@ -104,7 +104,7 @@ def draw_curves(curves: Mapping[str, pd.DataFrame]) -> Figure:
             means = rows.groupby("at")[measure].mean()
             axes.plot(means.index, means.to_numpy(), color=color, label=name)
             axes.plot(rows["at"], rows[measure], "o", color=color, markersize=2.5)
-        axes.set_title(MEASURES[measure].split(",")[0], fontsize=9)
+        axes.set_title(MEASURES[measure].replace(" (data: 1)", ""), fontsize=9)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("steps")
     figure.legend(

@@ -72,7 +72,7 @@ def interaction_table(effects: Mapping[str, Sequence[Effect]]) -> str:
 
 def prediction_table(predictions: Sequence[Prediction], shares: Sequence[float]) -> str:
     """What the data alone say of a constant start; ``shares`` are of the data's classes."""
-    header = ["start", "restorer", "zeros", "ones", "zeros, times their share in the data", "blank"]
+    header = ["start", "restorer", "zeros", "ones", "zeros (data: 1)", "blank"]
     rows = []
     for each in predictions:
         zeros, ones = each.counts[0] / each.n, each.counts[1] / each.n
@@ -112,7 +112,7 @@ def method(table: pd.DataFrame) -> str:
 
 def _interval(measure: str, effect: Effect) -> str:
     if measure in FORMATS:
-        digits = FORMATS[measure][3:-1]
+        digits = FORMATS[measure][2:-1]
         text = f"{effect.size:+{digits}} ({effect.low:+{digits}} to {effect.high:+{digits}})"
     else:
         text = f"{effect.size:+.1%} ({effect.low:+.1%} to {effect.high:+.1%})"

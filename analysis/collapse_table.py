@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.collapse_design import SAMPLING, TRAINING
+from analysis.collapse_design import SAMPLING, TRAINING, levels_of
 from analysis.runs import AnalysisError, generated_sets
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = {
-    "zero_ratio": "zeros, times their share in the data",
+    "zero_ratio": "zeros (data: 1)",
     "blank_rate": "blank",
     "unreadable_rate": "unreadable",
     "tv_distance": "class distance",
@@ -63,15 +63,24 @@ def read_sets(runs: pd.DataFrame, uri: str | None) -> pd.DataFrame:
 
 
 def factorial(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the designed experiment: blur, the commonest T, all factors at its levels.
+    """The rows of the designed experiment, of the study's own networks at their end.
 
-    Networks of presets that are not the study's own would be further trainings; they are left out.
+    Further sets of the same networks would tip its balance; they are left out.
     """
-    rows = table[(table["kind"] == "blur") & (table["step"] == 0)]
-    for factor in (*TRAINING, *SAMPLING):
-        rows = rows[rows[factor] != OTHER]
+    places = {factor: list(levels) for factor, levels in TRAINING.items()}
+
+    def belongs(row: Mapping[Any, Any]) -> bool:
+        flip, discrete, loss = (places[factor].index(row[factor]) for factor in TRAINING)
+        wanted = levels_of(flip, discrete, loss, int(row["seed"]))
+        return {factor: row[factor] for factor in SAMPLING} in wanted
+
+    rows: pd.DataFrame = table[(table["kind"] == "blur") & (table["step"] == 0)]
     rows = rows[rows["preset"].str.startswith("collapse-")]
-    return rows[rows["T"] == rows["T"].mode().iloc[0]] if len(rows) else rows
+    if rows.empty:
+        return rows
+    rows = rows[rows["T"] == rows["T"].mode().iloc[0]]
+    mine: pd.DataFrame = rows[[belongs(row) for row in rows.to_dict("records")]]
+    return mine
 
 
 def conditions(table: pd.DataFrame) -> list[dict[str, Any]]:
