@@ -8,9 +8,11 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +22,7 @@ from colddiff.data import load_images
 from colddiff.degradation import Noise, Process, build_degradation
 from colddiff.diffusion import SAMPLERS
 from colddiff.evaluation import load_restorer
-from colddiff.files import write_atomic, write_json
+from colddiff.files import read_json, write_atomic, write_json
 from colddiff.hot_samplers import fresh_noise, sample_ddim, sample_ddpm
 from colddiff.images import save_grid, to_float, to_uint8
 from colddiff.levels import parse_levels
@@ -38,11 +40,17 @@ FITTED = 10_000
 
 @torch.no_grad()
 def generate(
-    folder: RunFolder, settings: GenerationConfig, device: torch.device, *, progress: bool = False
+    folder: RunFolder,
+    settings: GenerationConfig,
+    device: torch.device,
+    *,
+    progress: bool = False,
+    measured: bool = True,
 ) -> Path:
     """Generate images; write ``samples/<slug>.npz`` (uint8 ``images``, n h w c), .png and .json.
 
-    The last has the settings, what it took and, of digits, how good they are. Returns the array
+    The last, where ``measured``, has the settings, what it took and, of digits, how good they are.
+    Images that were made before and lack that are measured, not made again. Returns the array
     file's path.
 
     Raises:
@@ -54,41 +62,75 @@ def generate(
     levels = parse_levels(settings.levels) if settings.levels else tuple(range(T, -1, -1))
     degradation = build_degradation(config.degradation, config.data.image_size).to(device)
     start = starting_states(config, settings, degradation, device)
-    made, clock = [], time.perf_counter()
-    hidden = None if progress else True
-    bar = tqdm(torch.split(start, settings.batch_size), desc="generate", disable=hidden)
-    first = 0
-    for xT in bar:
-        indices = range(first, first + len(xT))
-        sample = _sampler(settings, degradation, restorer, indices)
+    path = folder.samples / f"{settings.slug}.npz"
+    images, record = _made_before(path, step)
+    if not record:
+        clock = time.perf_counter()
+        sampled = _sampled(restorer, degradation, start, settings, levels, device, progress)
+        images = to_uint8(sampled)
+        record = {
+            "settings": dataclasses.asdict(settings),
+            "levels": levels,
+            "network_calls": len(levels) - 1,
+            "sampling_seconds": round(time.perf_counter() - clock, 3),
+            "device": str(device),
+            "step": step,
+            "git_sha": git_sha(),
+            "git_dirty": git_dirty(),
+        }
+        _save_images(path, images, settings)
+    if measured:
+        quality = None
+        if config.data.has_digits and len(images) > 1:
+            told = None if isinstance(degradation, Noise) else start.mean(dim=(1, 2, 3))
+            quality = dataclasses.asdict(generation_quality(to_float(images), config, device, told))
+        code = {"measured_git_sha": git_sha(), "measured_git_dirty": git_dirty()}
+        write_json(path.with_suffix(".json"), record | {"quality": quality} | code)
+    return path
+
+
+def _sampled(
+    restorer: Restorer,
+    degradation: Process,
+    start: Tensor,
+    settings: GenerationConfig,
+    levels: Sequence[int],
+    device: torch.device,
+    progress: bool,
+) -> Tensor:
+    """Images in [-1, 1] from ``start``, on the CPU."""
+    made, first = [], 0
+    parts = torch.split(start, settings.batch_size)
+    for xT in tqdm(parts, desc="generate", disable=None if progress else True):
+        sample = _sampler(settings, degradation, restorer, range(first, first + len(xT)))
         made.append(sample(xT.to(device), levels).clamp(-1, 1).cpu())
         first += len(xT)
-    images, seconds = torch.cat(made), time.perf_counter() - clock
+    return torch.cat(made)
+
+
+def _made_before(path: Path, step: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """The images of a record that is of the same weights, and the record; empty where none is."""
+    try:
+        record: dict[str, Any] = read_json(path.with_suffix(".json"))
+        with np.load(path) as arrays:
+            images: NDArray[np.uint8] = arrays["images"]
+    except FileNotFoundError:
+        return np.empty(0, np.uint8), {}
+    return (images, record) if record["step"] == step else (images, {})
+
+
+def _save_images(path: Path, images: NDArray[np.uint8], settings: GenerationConfig) -> None:
+    """The array file, and a grid of the first of them."""
     buffer = io.BytesIO()
     described = json.dumps(dataclasses.asdict(settings))
-    np.savez_compressed(buffer, images=to_uint8(images), settings=np.array(described))
-    path = folder.samples / f"{settings.slug}.npz"
+    np.savez_compressed(buffer, images=images, settings=np.array(described))
     write_atomic(path, buffer.getvalue())
-    rows = list(torch.split(images[: GRID[0] * GRID[1]], GRID[1]))
+    shown = to_float(images[: GRID[0] * GRID[1]])
+    rows = list(torch.split(shown, GRID[1]))
     if len(rows[-1]) < len(rows[0]):
         blank = rows[0].new_full((len(rows[0]) - len(rows[-1]), *rows[0].shape[1:]), 1.0)
         rows[-1] = torch.cat((rows[-1], blank))
     save_grid(path.with_suffix(".png"), rows)
-    digits = config.data.has_digits and len(images) > 1
-    quality = generation_quality(to_float(to_uint8(images)), config, device) if digits else None
-    record = {
-        "settings": dataclasses.asdict(settings),
-        "levels": levels,
-        "network_calls": len(levels) - 1,
-        "sampling_seconds": round(seconds, 3),
-        "device": str(device),
-        "step": step,
-        "git_sha": git_sha(),
-        "git_dirty": git_dirty(),
-        "quality": dataclasses.asdict(quality) if quality else None,
-    }
-    write_json(path.with_suffix(".json"), record)
-    return path
 
 
 def _sampler(

@@ -141,6 +141,9 @@ class RunFolder:
             done = read_json(self.samples / f"{settings.slug}.json")  # written last
         except FileNotFoundError:
             return False
+        if self.config.data.has_digits and settings.n > 1:
+            if "blank_rate" not in (done["quality"] or {}):  # from before collapse was measured
+                return False
         return bool(done["step"] == (settings.step or self.config.training.steps))
 
     def record_attempt(

@@ -126,9 +126,9 @@ def _settings(
         return settings | {"split": "validation", "samples": folder.config.data.validation}
     generation = dataclasses.asdict(study.generation)
     del generation["batch_size"], generation["levels"]
-    from colddiff.quality import TRAINING_IMAGES
+    from colddiff.collapse import REFERENCE_IMAGES
 
-    return settings | {"generation": generation, "training_images": TRAINING_IMAGES}
+    return settings | {"generation": generation, "training_images": REFERENCE_IMAGES}
 
 
 def _file(folder: RunFolder, settings: Mapping[str, Any]) -> Any:
@@ -185,14 +185,21 @@ def _restoration(folder: RunFolder, levels: tuple[int, ...]) -> dict[str, float]
 
 def _generation(folder: RunFolder, study: StudyConfig, levels: tuple[int, ...]) -> dict[str, float]:
     """FID(digits) of generated images, which are kept among the run's samples."""
-    from colddiff.files import read_json
+    import numpy as np
+
     from colddiff.generation import generate
+    from colddiff.images import to_float
     from colddiff.optimisation import resolve_device
+    from colddiff.quality import distance_to_training
 
     config = folder.config
     device = resolve_device(config.training.device)
     T = config.degradation.T
     every = levels == tuple(range(T, -1, -1))
     text = "" if every else "-".join(map(str, levels))
-    path = generate(folder, dataclasses.replace(study.generation, levels=text), device)
-    return {"fid_digits": read_json(path.with_suffix(".json"))["quality"]["fid_digits"]}
+    settings = dataclasses.replace(study.generation, levels=text)
+    # Measured here alone: all that is measured elsewhere draws lines by test images.
+    path = generate(folder, settings, device, measured=False)
+    with np.load(path) as arrays:
+        images = to_float(arrays["images"])
+    return {"fid_digits": distance_to_training(images, config, device)}

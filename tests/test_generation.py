@@ -208,6 +208,43 @@ def test_what_is_generated_is_known_by_its_record(copied_run: RunFolder) -> None
     assert not copied_run.is_generated(settings)
 
 
+def test_images_of_before_are_measured_and_not_made_again(
+    copied_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = GenerationConfig(n=4)
+    path = generate(copied_run, settings, CPU, measured=False)
+    assert not path.with_suffix(".json").exists()
+    assert not copied_run.is_generated(settings)
+    generate(copied_run, settings, CPU)
+    complete = json.loads(path.with_suffix(".json").read_text())
+    old = complete | {"quality": {"fid_digits": 1.0}, "sampling_seconds": 7.5}
+    path.with_suffix(".json").write_text(json.dumps(old))
+    assert not copied_run.is_generated(settings)
+    monkeypatch.setattr(generation, "_sampled", None)  # what makes images
+    before = path.stat().st_mtime_ns
+    generate(copied_run, settings, CPU)
+    assert json.loads(path.with_suffix(".json").read_text()) == complete | {"sampling_seconds": 7.5}
+    assert path.stat().st_mtime_ns == before
+    assert copied_run.is_generated(settings)
+
+
+def test_start_intensities_are_counted_by_class(tmp_path: Path) -> None:
+    """Answers of one image: its class alone, from starts in equal tenths of the training images."""
+    config = tiny()
+    training, _ = split_validation(load_images(config.data, "train"), config.data.validation, 8)
+    one = to_batch(training.take(torch.tensor([5])), config.data)
+    settings = GenerationConfig(n=500, start="real", symmetry_noise=0.0, algorithm="algorithm1")
+    generate_with(lambda xt, t: one.expand_as(xt), config, settings, tmp_path)
+    (path,) = (tmp_path / "runs").glob(f"*/samples/{settings.slug}.json")
+    quality = json.loads(path.read_text())["quality"]
+    table = np.array(quality["by_intensity"])
+    assert table.shape == (10, 10)
+    assert table.sum(axis=0).tolist() == quality["counts"]
+    assert max(quality["counts"]) == 500
+    expected = math.sqrt(500 * 0.1 * 0.9)
+    assert np.abs(table.sum(axis=1) - 50).max() < 4 * expected
+
+
 def test_an_untrained_run_is_refused(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, tiny())
     with pytest.raises(ValueError, match="is not trained yet"):
