@@ -139,6 +139,16 @@ def test_noise_is_unreadable_by_confidence_and_by_distance(
     assert measured.blank_rate == 0
 
 
+def test_confidence_is_the_classifiers_own(
+    unseen: tuple[Tensor, Tensor], reference: Reference, classifier: DigitClassifier
+) -> None:
+    images = unseen[0][:80] + torch.randn(80, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    confidences = classifier(images.clamp(-1, 1)).softmax(1).amax(1)
+    line = float(confidences.sort().values[40:42].mean())
+    lines = dataclasses.replace(reference, confidence=line, distance=math.inf)
+    assert collapse.measure(images, lines, classifier).unreadable_rate == 41 / 80
+
+
 def test_mirrored_digits(
     measure: Measure, unseen: tuple[Tensor, Tensor], reference: Reference
 ) -> None:
@@ -248,7 +258,9 @@ def test_blank() -> None:
     grey, white = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
     faint, stroke = torch.full((2, 1, 1, 8, 8), -1.0)
     faint[..., 2:5, 3], stroke[..., 2:5, 3] = -0.1, 0.1  # contrasts 0.45 and 0.55
-    images = torch.cat([grey, white, -white, 3 * white, faint, stroke, -stroke])
+    beyond = white.clone()
+    beyond[..., 2:5, 3] = 3  # no brighter than white
+    images = torch.cat([grey, white, -white, beyond, faint, stroke, -stroke])
     assert collapse.blank(images).tolist() == [True] * 5 + [False] * 2
 
 
@@ -286,13 +298,13 @@ def test_features_are_computed_once_each_way(
     assert seen == [12, 12]
 
 
-def test_a_reference_is_deterministic(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classifier: DigitClassifier
+def test_a_reference_is_deterministic_and_symmetry_is_never_mirrored(
+    train: tuple[Tensor, Tensor], classifier: DigitClassifier
 ) -> None:
-    first, second = (
-        collapse.reference_of(train[0][-150:], train[1][-150:], test[0][:100], classifier)
-        for _ in range(2)
-    )
+    x0, labels = train[0][-150:], train[1][-150:]
+    # The digits it was fitted to are all far from mirrored: by them alone symmetric ones would be.
+    first, second = (collapse.reference_of(x0, labels, x0[:100], classifier) for _ in range(2))
+    assert first.mirror_log_odds == 0
     for field in dataclasses.fields(Reference):
         a, b = getattr(first, field.name), getattr(second, field.name)
         torch.testing.assert_close(a, b, rtol=0, atol=0)
