@@ -150,7 +150,9 @@ def _of_the_data(
     n = min(N, len(test))
     classifier = load_digit_classifier()
     reference = reference_of(every, labels, real, classifier)
-    measured = measure(real[:n], reference, classifier)
+    # At random, because MNIST's first test digits are the neater ones.
+    some = torch.randperm(len(real), generator=generator(0, "test digits"))[:n]
+    measured = measure(real[some], reference, classifier)
     floors = {f"{n:,} test digits": _floor(dataclasses.asdict(measured))}
     drawn = labels[torch.randint(len(labels), (n,), generator=generator(0, "labels"))]
     shares = torch.bincount(labels, minlength=10).double() / len(labels)
