@@ -1,7 +1,8 @@
 """Hot beside cold: blur and Gaussian noise with one network, one training and equal sampling cost.
 
 Compares the runs of an experiment by what they restore from each level (evaluation.by_level) and by
-the digits that `launch.py generate` made of them. Writes hot_cold.md, .csv, .png and .pdf.
+the digits that `launch.py generate` made of them. Writes hot_cold.md, .csv, .png, .pdf, and
+generated.png, .pdf.
 """
 
 from __future__ import annotations
@@ -17,15 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.pictures import COLORS, GREY, WIDTH, new_figure, render
+import numpy as np
+
+from analysis.pictures import COLORS, GREY, WIDTH, image_rows, new_figure, render
 from analysis.report import Options, Provenance, markdown_table, plural, provenance, run_script
-from analysis.runs import AnalysisError, download, generated_sets, sampling, select_runs
+from analysis.runs import (
+    AnalysisError,
+    artifacts,
+    download,
+    generated_sets,
+    sampling,
+    select_runs,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
+SHOWN = 12
+"""Images of each set in the figure."""
 SAMPLERS = {
     ("blur", "algorithm1"): "Algorithm 1",
     ("blur", "algorithm2"): "Algorithm 2",
@@ -42,6 +55,8 @@ class Generated:
 
     run: Run
     record: dict[str, Any]
+    images: NDArray[np.uint8] | None
+    """The first of them, ``n h w c``; None where MLflow does not have them."""
 
     @property
     def sampler(self) -> str:
@@ -110,8 +125,8 @@ def read(runs: pd.DataFrame, uri: str | None) -> tuple[list[Run], list[Generated
                 by_level=tuple(evaluation.get("by_level", ())),
             )
             found.append(run)
-            records = generated_sets(row["run_id"], uri, local)
-            sets += [Generated(run, record) for _, record in records]
+            for path, record in generated_sets(row["run_id"], uri, local):
+                sets.append(Generated(run, record, _first_images(row["run_id"], path, uri, local)))
     if not sets and not any(run.by_level for run in found):
         raise AnalysisError(
             "no run was restored level by level, and none has generated images: "
@@ -121,6 +136,17 @@ def read(runs: pd.DataFrame, uri: str | None) -> tuple[list[Run], list[Generated
     found.sort(key=lambda run: (run.dataset, run.kind, run.T, run.preset, run.seed))
     sets.sort(key=lambda each: (found.index(each.run), each.sampler, each.record["settings"]["n"]))
     return found, sets
+
+
+def _first_images(
+    run_id: str, record: str, uri: str | None, folder: Path
+) -> NDArray[np.uint8] | None:
+    name = str(Path(record).with_suffix(".npz"))
+    if name not in artifacts(run_id, "samples", uri):
+        return None
+    with np.load(download(run_id, name, uri, folder)) as arrays:
+        images: NDArray[np.uint8] = arrays["images"][:SHOWN]
+    return images
 
 
 def to_csv(runs: Iterable[Run]) -> str:
@@ -149,11 +175,13 @@ def to_markdown(runs: Sequence[Run], sets: Sequence[Generated], footer: Provenan
     if sets:
         header = ["", "sampler", "seeds", "images each", "network calls", "FID(digits)"]
         header += ["class distance", "zeros", "blank", "unreadable", "ms an image"]
+        drawn = any(each.images is not None for each in sets)
         parts += [
             "## Generation\n\nMeans over seeds. FID(digits) and total variation of the classes "
             "from the training digits'; compare FID for equal numbers of images. "
             "Of real test digits 1 % are unreadable.",
             markdown_table(header, [_generation(group) for group in _grouped(sets)], words=2),
+            *(["![The first images of each](generated.png)"] if drawn else []),
         ]
     return "\n\n".join([*parts, footer.markdown()])
 
@@ -180,6 +208,11 @@ def _grouped(sets: Sequence[Generated]) -> list[list[Generated]]:
         key = (each.run.title, each.sampler, int(each.record["settings"]["n"]))
         groups.setdefault(key, []).append(each)
     return list(groups.values())
+
+
+def _row_title(each: Generated) -> str:
+    word = "hot" if each.run.kind == "noise" else "cold"
+    return f"{word}, T = {each.run.T}: {each.sampler}"
 
 
 def _generation(group: Sequence[Generated]) -> list[str]:
@@ -242,6 +275,11 @@ def make(options: Options) -> None:
     if drawn:
         for form, content in render(lambda: draw(drawn), "; ".join(footer.lines())).items():
             write_atomic(options.out / f"hot_cold.{form}", content)
+    pictured = [group for group in _grouped(sets) if group[0].images is not None]
+    if pictured:
+        first = {_row_title(group[0]): group[0].images for group in pictured}
+        for form, content in render(lambda: image_rows(first), footer.summary()).items():
+            write_atomic(options.out / f"generated.{form}", content)
     write_atomic(options.out / "hot_cold.csv", to_csv(runs))
     markdown = to_markdown(runs, sets, footer)
     write_atomic(options.out / "hot_cold.md", markdown)

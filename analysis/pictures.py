@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 DPI = 200
 WIDTH = 6.5  # inches, of a page's text
@@ -46,3 +48,21 @@ def new_figure(
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout, facecolor="white")
+
+
+def image_rows(rows: Mapping[str, NDArray[np.uint8] | None]) -> Figure:
+    """A row of grey images ``n h w 1`` a name, which stands on its left; None is left out."""
+    import textwrap
+
+    import numpy as np
+
+    shown = {name: images for name, images in rows.items() if images is not None}
+    figure = new_figure(WIDTH, 0.42 * len(shown), layout=None)
+    for row, (name, images) in enumerate(shown.items(), start=1):
+        axes = figure.add_axes((0.31, 1 - row / len(shown), 0.68, 0.9 / len(shown)), anchor="W")
+        strip = np.concatenate(list(images), axis=1)
+        axes.imshow(strip, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_axis_off()
+        text = textwrap.fill(name, 38)
+        axes.text(-0.02, 0.5, text, fontsize=6, ha="right", va="center", transform=axes.transAxes)
+    return figure

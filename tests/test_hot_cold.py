@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tracked_runs import EXPERIMENT, Store, error_line
 
 from analysis.hot_cold import draw, main, read
+from analysis.pictures import image_rows
 from analysis.runs import select_runs
 
 
@@ -46,6 +48,7 @@ def generated(
     mlflow_id: str,
     fid: float = 12.345,
     seconds: float = 5.0,
+    pictured: int = 0,
     **settings: Any,
 ) -> None:
     values = {"n": 1000, "start": "means", "components": 1, "symmetry_noise": 0.002}
@@ -58,6 +61,10 @@ def generated(
     path = folder / f"generated-{len(list(folder.iterdir()))}.json"
     path.write_text(json.dumps(record))
     store.add_file(mlflow_id, path, "samples")
+    if pictured:
+        images = np.full((20, 4, 4, 1), pictured, np.uint8)
+        np.savez(path.with_suffix(".npz"), images=images)
+        store.add_file(mlflow_id, path.with_suffix(".npz"), "samples")
 
 
 def made(store: Store, tmp_path: Path) -> Path:
@@ -119,6 +126,24 @@ def test_the_figures_lines_are_the_runs_numbers(store: Store, tmp_path: Path) ->
     for axes in (left, right):
         assert list(axes.lines[0].get_ydata()) == [0.01, 0.02, 0.03, 0.04]
     assert list(right.lines[0].get_xdata()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_images_stand_beside_their_sampler(store: Store, tmp_path: Path) -> None:
+    cold = log(store, tmp_path, "mnist", "blur", [0.01, 0.02, 0.03, 0.04])
+    generated(store, tmp_path, cold, pictured=7)
+    generated(store, tmp_path, cold, start="real", pictured=9)
+    generated(store, tmp_path, cold, start="terminals")  # whose images MLflow does not have
+    _, sets = read(select_runs(EXPERIMENT, store.uri), store.uri)
+    rows = {each.sampler: each.images for each in sets}
+    axes = image_rows(rows).axes
+    shown = {ax.texts[0].get_text().replace("\n", " "): ax.images[0].get_array() for ax in axes}
+    assert {name: set(np.unique(pixels)) for name, pixels in shown.items()} == {
+        "Algorithm 2, from means, 1 component, noise 0.002": {7},
+        "Algorithm 2, from x_T of training images, noise 0.002": {9},
+    }
+    out = made(store, tmp_path)
+    assert "(generated.png)" in (out / "hot_cold.md").read_text()
+    assert (out / "generated.png").stat().st_size > 1000
 
 
 def test_nothing_to_compare_is_one_line(
