@@ -269,6 +269,7 @@ def _evaluated(folder: RunFolder) -> dict[str, float]:
     return {
         f"{kind} {name.upper()}": kinds[kind][name]
         for kind in ("direct", "sampled")
+        if kind in kinds  # what restores directly and no more is not sampled
         for name in ("rmse", "ssim")
     }
 

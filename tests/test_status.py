@@ -411,3 +411,14 @@ def test_names_are_those_of_runs_and_of_reports(folder: RunFolder, slurm: FakeSl
     assert find_names(runs, []) == sorted([name, "report-x"])
     with pytest.raises(ValueError, match="'report-y' names no run"):
         find_names(runs, ["report-y"])
+
+
+def test_a_run_that_only_restores_directly_has_no_sampled_numbers(
+    folder: RunFolder, slurm: FakeSlurm
+) -> None:
+    finished(folder, tiny(), evaluated=True)
+    record = json.loads(folder.evaluation.read_text())
+    del record["kinds"]["sampled"]
+    folder.evaluation.write_text(json.dumps(record))
+    assert "direct RMSE" in Status(runs=folder.path.parent).text()
+    assert state_of(folder) == "evaluated"
