@@ -142,7 +142,7 @@ class RunFolder:
         except FileNotFoundError:
             return False
         if self.config.data.has_digits and settings.n > 1:
-            if "blank_rate" not in (done["quality"] or {}):  # from before collapse was measured
+            if "blank_rate" not in (done.get("quality") or {}):  # from before collapse was measured
                 return False
         return bool(done["step"] == (settings.step or self.config.training.steps))
 

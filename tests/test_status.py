@@ -241,7 +241,8 @@ def test_a_failed_generation_does_not_spoil_a_good_run(folder: RunFolder, slurm:
     submitted(folder, "15", kind="generate", task=task.to_dict())
     slurm.account(ended("15", "OUT_OF_MEMORY"))
     assert state_of(folder) == "evaluated (generate: out of memory)"
-    write_json(folder.samples / f"{task.settings.slug}.json", {"step": 30})
+    record = {"step": 30, "quality": {"blank_rate": 0.0}}
+    write_json(folder.samples / f"{task.settings.slug}.json", record)
     assert state_of(folder) == "evaluated"
 
 
