@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny import changed
 
-from colddiff.config import RunConfig
+from colddiff.config import GenerationConfig, RunConfig
 from colddiff.presets import PRESETS, preset
 
 # Another valid value of every field, and what must be set before for it to be valid.
@@ -70,6 +70,7 @@ CHANGES: dict[str, Change] = {
     "training.log_every": ({}, 1),
     "training.validate_every": ({}, 1),
     "training.checkpoint_every": ({}, 1),
+    "training.keep_every": ({}, 1),
     "training.workers": ({}, 0),
     "evaluation.split": ({}, "train"),
     "evaluation.samples": ({}, 10),
@@ -86,13 +87,15 @@ NOT_IDENTITY = {
     "training.log_every",
     "training.validate_every",
     "training.checkpoint_every",
+    "training.keep_every",
     "training.workers",
 }
 
 
 def test_there_is_a_change_for_every_field() -> None:
     config = RunConfig()
-    sections = [f.name for f in dataclasses.fields(config) if f.name != "preset"]
+    others = ("preset", "generation")
+    sections = [f.name for f in dataclasses.fields(config) if f.name not in others]
     expected = {
         f"{section}.{field.name}"
         for section in sections
@@ -100,6 +103,12 @@ def test_there_is_a_change_for_every_field() -> None:
     }
     assert set(CHANGES) == expected
     assert set(RunConfig().flat()) == expected | {"preset"}
+
+
+def test_what_is_generated_does_not_define_a_run() -> None:
+    config = RunConfig(generation=(GenerationConfig(n=5), GenerationConfig(n=6, seed=2)))
+    assert config.run_id == RunConfig().run_id
+    assert RunConfig.from_json(config.to_json()) == config
 
 
 @pytest.mark.parametrize("dotted", CHANGES)
