@@ -123,8 +123,8 @@ def _row(run: Mapping[Any, Any], record: Mapping[str, Any]) -> dict[str, Any]:
         "seed": int(run["seed"]),
         "kind": run["params.degradation.kind"],
         "T": int(run["T"]),
-        **{factor: _training_level(factor, run) for factor in TRAINING},
-        **{factor: _sampling_level(factor, settings) for factor in SAMPLING},
+        **{factor: training_level(factor, run) for factor in TRAINING},
+        **{factor: sampling_level(factor, settings) for factor in SAMPLING},
         "step": int(settings.get("step", 0)),
         "training": json.dumps([run["params.model.dim"], run["params.training.steps"]]),
         **measures,
@@ -133,7 +133,7 @@ def _row(run: Mapping[Any, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _training_level(factor: str, run: Mapping[Any, Any]) -> str:
+def training_level(factor: str, run: Mapping[Any, Any]) -> str:
     """The level whose settings the run has; the reference has the others' settings at default."""
     levels = TRAINING[factor]
     for level, settings in levels.items():
@@ -142,7 +142,8 @@ def _training_level(factor: str, run: Mapping[Any, Any]) -> str:
     return next(iter(levels))
 
 
-def _sampling_level(factor: str, settings: Mapping[str, Any]) -> str:
+def sampling_level(factor: str, settings: Mapping[str, Any]) -> str:
+    """The level of a sampling factor that a set's settings stand at, or :data:`OTHER`."""
     from colddiff.config import GenerationConfig
 
     defaults = dataclasses.asdict(GenerationConfig())

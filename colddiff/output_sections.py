@@ -64,7 +64,7 @@ class GenerationConfig(Checked):
     training images. terminals: x_T drawn from a mixture fitted to all that is left of the training
     images in theirs. real: x_T of training images. (Noise degradations start from noise.)"""
     components: int = 1
-    """Of the mixture."""
+    """Of the mixture, 1..1000."""
     symmetry_noise: float = 0.002
     """Deviation of the Gaussian noise added to the start, in units of the [-1, 1] range."""
     algorithm: Literal["algorithm1", "algorithm2", "ddim", "ddpm"] = "algorithm2"
@@ -84,7 +84,7 @@ class GenerationConfig(Checked):
     def check(self) -> None:
         """Ranges; see the fields."""
         self.require(1 <= self.n <= 1_000_000, "n", "in 1..1000000")
-        self.require(self.components >= 1, "components", "at least 1")
+        self.require(1 <= self.components <= 1000, "components", "in 1..1000")
         self.require(self.symmetry_noise >= 0, "symmetry_noise", "at least 0")
         self.require(self.batch_size >= 1, "batch_size", "at least 1")
         self.require(0 <= self.seed < 2**31, "seed", "in 0..2147483647")

@@ -5,7 +5,7 @@ channel means: a Gaussian mixture fitted to the training images' means. A little
 symmetry of a constant start ("broken symmetry"; none is "perfect symmetry").
 
 Nearly constant is not constant: what is left beside the mean is faint, but a restorer reads it
-(docs/experiments.md). :class:`TerminalPrior` therefore models all of x_T that float32 keeps.
+(results/paper/README.md). :class:`TerminalPrior` therefore models all of x_T that float32 keeps.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from analysis.collapse_design import SAMPLING, SEEDS, TRAINING, N, plan, samples_of
-from analysis.collapse_table import OTHER, _sampling_level
+from analysis.collapse_table import OTHER, sampling_level
 from analysis.effects import effects
 from colddiff.config import GenerationConfig, RunConfig
 from jobs.plan_file import read_plan
@@ -25,12 +25,13 @@ def designed() -> pd.DataFrame:
     rows = []
     for places in itertools.product((0, 1), repeat=3):
         for seed in SEEDS:
-            for change in samples_of(*places, seed):  # type: ignore[call-arg]
+            flip, discrete, loss = places
+            for change in samples_of(flip, discrete, loss, seed):
                 settings = dataclasses.asdict(GenerationConfig(**change))
                 row = {"network": f"{places}{seed}"}
                 for (factor, levels), place in zip(TRAINING.items(), places, strict=True):
                     row[factor] = list(levels)[place]
-                rows.append(row | {f: _sampling_level(f, settings) for f in SAMPLING})
+                rows.append(row | {f: sampling_level(f, settings) for f in SAMPLING})
     return pd.DataFrame(rows)
 
 
@@ -100,8 +101,8 @@ def test_the_plan_file_is_the_designs() -> None:
 
 def test_settings_of_no_level_are_told() -> None:
     settings = dataclasses.asdict(GenerationConfig(n=N, symmetry_noise=0.3, components=7))
-    assert _sampling_level("noise", settings) == OTHER
-    assert _sampling_level("start", settings) == OTHER
-    assert _sampling_level("algorithm", settings) == "2"
+    assert sampling_level("noise", settings) == OTHER
+    assert sampling_level("start", settings) == OTHER
+    assert sampling_level("algorithm", settings) == "2"
     real = settings | {"start": "real"}  # whose components mean nothing
-    assert _sampling_level("start", real) == "real"
+    assert sampling_level("start", real) == "real"

@@ -75,7 +75,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "evaluation.by_level": [-1],
     "evaluation.images": [-1],
     "generation.n": [0, 1_000_001],
-    "generation.components": [0],
+    "generation.components": [0, 1001],
     "generation.symmetry_noise": [-0.001],
     "generation.seed": [-1, 2**31],
     "generation.batch_size": [0],

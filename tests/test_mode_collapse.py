@@ -14,7 +14,7 @@ from tracked_runs import EXPERIMENT, Store, error_line
 
 from analysis import mode_collapse
 from analysis.collapse_design import CURE, SAMPLING, SEEDS, TRAINING, N, samples_of
-from analysis.collapse_table import _sampling_level
+from analysis.collapse_table import sampling_level
 from analysis.mode_collapse import main
 from colddiff.config import GenerationConfig
 
@@ -61,7 +61,7 @@ class Study:
         for change in sets:
             settings = GenerationConfig(**change)
             values = dataclasses.asdict(settings)
-            levels = training | {f: _sampling_level(f, values) for f in SAMPLING}
+            levels = training | {f: sampling_level(f, values) for f in SAMPLING}
             record = {"settings": values, "quality": quality(*truth(levels, settings.step))}
             path = self.folder / f"{settings.slug}.json"
             path.write_text(json.dumps(record))

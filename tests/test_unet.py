@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from reference_unet import ReferenceUNet
 from torch import Tensor
 
-from colddiff.unet import Depthwise, UNet, load_reference_state_dict, reference_names
+from colddiff.depthwise import Depthwise
+from colddiff.unet import UNet, load_reference_state_dict, reference_names
 from colddiff.unet_parts import step_embedding
 
 DIM, MULTS = 8, (1, 2, 3)
