@@ -15,8 +15,8 @@ SMALL_IMAGE = 64
 class Depthwise(nn.Conv2d):
     """A depth-wise k x k convolution that keeps the size; the same sums another way on the CPU.
 
-    There the library's own bfloat16 kernels are slow (docs/experiments.md). Small images are cheaper
-    as one matrix product a channel, with the matrix of the taps; larger ones in float32.
+    There the library's own bfloat16 kernels are slow (docs/experiments.md). Small images are
+    cheaper as one matrix product a channel, with the matrix of the taps; larger ones in float32.
     """
 
     def __init__(self, dim: int, size: int) -> None:
