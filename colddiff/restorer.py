@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from colddiff.config import DegradationConfig, RunConfig
 from colddiff.ddpm_unet import DDPMUNet
 from colddiff.degradation import cumulative_matrices
+from colddiff.machine import computes_bfloat16
 from colddiff.sections import Storage
 from colddiff.unet import UNet
 
@@ -80,6 +81,12 @@ class Restorer(nn.Module):
         super().__init__()
         self.unet, self.patch, self.estimate, self.precision = unet, patch, estimate, precision
         self.bounded = bounded
+        devices = ("cpu", "cuda") if precision == "bfloat16" else ()
+        self._in_bfloat16 = {device for device in devices if computes_bfloat16(device)}
+
+    def arithmetic(self, device: str) -> Literal["float32", "bfloat16"]:
+        """What the network computes in on a device of this type: ``precision`` where it can."""
+        return "bfloat16" if device in self._in_bfloat16 else "float32"
 
     def forward(self, xt: Tensor, t: Tensor) -> Tensor:
         """x0_hat, float32 ``b c h w``, from x_t in [-1, 1] at int64 levels ``b`` in 1..T.
@@ -95,7 +102,7 @@ class Restorer(nn.Module):
             if self.patch > 1:
                 inputs = F.pixel_unshuffle(inputs, self.patch)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(device, torch.bfloat16, enabled=device in self._in_bfloat16):
             out: Tensor = self.unet(inputs, t)
         x0_hat = F.pixel_shuffle(out.float(), self.patch) if self.patch > 1 else out.float()
         return x0_hat.clamp(-1, 1) if self.bounded and not self.training else x0_hat

@@ -155,6 +155,7 @@ class RunFolder:
         data_sha256: str,
         data_samples: int,
         world_size: int = 1,
+        arithmetic: str = "float32",
     ) -> None:
         """Append this process to ``environment.json``; keep the diff of a dirty working tree.
 
@@ -172,6 +173,7 @@ class RunFolder:
         this = {
             "threads": threads,
             "world_size": world_size,
+            "arithmetic": arithmetic,
             "resumed_from_step": resumed_from_step,
         }
         record["attempts"].append(attempt(device) | this)

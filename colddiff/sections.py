@@ -258,7 +258,9 @@ class TrainingConfig(Checked):
     ema_start: int = 2000
     """Before this step the average is a plain copy of the weights."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's inner operations; degradation, input and loss are always float32."""
+    """Of the network's inner operations; degradation, input and loss are always float32. bfloat16
+    is meant where the device computes in it, and is float32 elsewhere (CUDA before 8.0, most
+    CPUs)."""
     compile: bool = False
     """torch.compile the network."""
     own_states: float = added(0.0)

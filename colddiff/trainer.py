@@ -111,6 +111,7 @@ class Trainer:
         record_schedule(self.folder, self.config, self.images)
         self.folder.record_attempt(
             device=str(self.device),
+            arithmetic=self.restorer.arithmetic(self.device.type),
             threads=torch.get_num_threads(),
             world_size=self.group.ranks.world_size,
             resumed_from_step=self.step,

@@ -185,8 +185,9 @@ def test_float32_in_and_out(precision: Literal["float32", "bfloat16"], autocast:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_that_of_the_networks_operations(
-    precision: Literal["float32", "bfloat16"],
+    precision: Literal["float32", "bfloat16"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("colddiff.restorer.computes_bfloat16", lambda device: True)
     config = dataclasses.replace(SMALL, training=TrainingConfig(precision=precision))
     restorer, exact = build_restorer(config), build_restorer(SMALL)
     inside: list[torch.dtype] = []
@@ -200,6 +201,20 @@ def test_precision_is_that_of_the_networks_operations(
     tolerance = 1e-6 if precision == "float32" else 0.03
     torch.testing.assert_close(x0_hat, expected, rtol=0, atol=tolerance)
     assert (precision == "float32") or not torch.equal(x0_hat, expected)
+
+
+def test_without_units_for_bfloat16_the_network_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the last bit: converting back and forth would only cost time."""
+    monkeypatch.setattr("colddiff.restorer.computes_bfloat16", lambda device: device == "cuda")
+    restorer = build_restorer(
+        dataclasses.replace(SMALL, training=TrainingConfig(precision="bfloat16"))
+    )
+    assert (restorer.arithmetic("cpu"), restorer.arithmetic("cuda")) == ("float32", "bfloat16")
+    xt, t = random_images(2, 1, 16, 16, seed=7), torch.tensor([1, 20])
+    with torch.no_grad():
+        assert torch.equal(restorer(xt, t), build_restorer(SMALL)(xt, t))
 
 
 # Building.

@@ -71,6 +71,7 @@ def tags(environment: dict[str, Any]) -> dict[str, str]:
         "colddiff.attempts": len(attempts),
         "colddiff.host": last.get("host"),
         "colddiff.device": last.get("device"),
+        "colddiff.arithmetic": _distinct(attempt.get("arithmetic") for attempt in attempts),
         "mlflow.source.git.commit": last.get("git_sha"),
         "mlflow.source.name": " ".join(command) if isinstance(command, list) else command,
         "mlflow.source.type": "JOB" if last.get("slurm") else "LOCAL",
