@@ -59,6 +59,16 @@ SMALL: dict[str, Any] = {
 }
 """Small networks, of which twenty fit into two hours of two cores."""
 
+STUDENT: dict[str, Any] = {
+    "data.validation": 1000,
+    "model.dim": 16,
+    "model.mults": [1, 2, 2],
+    "model.patch": 2,
+    "training.precision": "bfloat16",
+    "evaluation.samples": 2000,
+}
+"""The student's setting with a network of that size: the authors' takes hours on two cores."""
+
 
 def levels_of(flip: int, discrete: int, loss: int, seed: int) -> list[dict[str, str]]:
     """The levels of the 16 sets of a network whose factors stand at these places (0 or 1)."""
@@ -89,7 +99,7 @@ def samples_of(flip: int, discrete: int, loss: int, seed: int) -> list[dict[str,
 
 
 def plan() -> str:
-    """The study's plan file: the factorial, T, training length, hot diffusion and the cure."""
+    """The study's plan file: the factorial, T, training length, hot diffusion, before and after."""
     lists: dict[str, list[dict[str, Any]]] = {}
     runs = []
     for places in itertools.product((0, 1), repeat=3):
@@ -112,6 +122,9 @@ def plan() -> str:
     for T in (10, 40):
         runs.append(_run("mnist", f"collapse-T{T}", SMALL | {"degradation.T": T}, "few", 0))
     runs.append(_run("mnist-hot", "collapse-hot", SMALL, "hot", 0))
+    lists["student"] = [{"n": N} | PAPER, {"n": N} | CURE]
+    runs.append(_run("mnist-student", "mnist-student-small", STUDENT, "student", 0))
+    runs.append('[[runs]]\npreset = "mnist-generate"\nseeds = [0, 1, 2]')
     head = (
         "# The mode-collapse study, made by: python analysis/collapse_design.py\n"
         "# Its runs: python jobs/launch.py train --plan results/mode_collapse/plan.toml "

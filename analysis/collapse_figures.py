@@ -24,18 +24,21 @@ SHOWN = 12
 
 
 def draw_before_and_after(
-    sets: Mapping[str, tuple[pd.DataFrame, NDArray[np.uint8]]], shares: Sequence[float]
+    sets: Mapping[str, tuple[pd.DataFrame, NDArray[np.uint8] | None]], shares: Sequence[float]
 ) -> Figure:
     """Top: images of each set; bottom: the share of each class, with 95 % intervals.
 
     Args:
-        sets: by name: the rows (one a seed) and images ``n h w`` of a set.
+        sets: by name: the rows (one a seed) and images ``n h w`` of a set, None where they are no
+            longer to be had.
         shares: of the classes in the data.
     """
-    figure = new_figure(WIDTH, 1.0 + 0.45 * len(sets) + 2.2)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(0.5 + 0.45 * len(sets), 2.2))
-    grid = parts[0].subplots(len(sets), 1, squeeze=False)[:, 0]
-    for axes, (name, (_, images)) in zip(grid, sets.items(), strict=True):
+    shown = {name: images for name, (_, images) in sets.items() if images is not None}
+    lines = max(len(shown), 1)
+    figure = new_figure(WIDTH, 1.0 + 0.45 * lines + 2.2)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(0.5 + 0.45 * lines, 2.2))
+    grid = parts[0].subplots(lines, 1, squeeze=False)[: len(shown), 0]
+    for axes, (name, images) in zip(grid, shown.items(), strict=True):
         axes.imshow(
             np.concatenate(list(images[:SHOWN]), axis=1), cmap="gray", vmin=0, vmax=255,
             interpolation="nearest",

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,8 @@ def read_sets(runs: pd.DataFrame, uri: str | None) -> pd.DataFrame:
 
     Columns: ``network`` (run id), ``preset``, ``seed``, ``kind``, ``T``, the design's factors as
     text, ``step`` (0: the end), ``training`` (parameters that are no factor, as text),
-    :data:`MEASURES`, ``samples``, ``slug``, ``mlflow_run`` and ``quality``, all that was measured.
+    :data:`MEASURES`, ``samples``, ``slug``, ``mlflow_run``, ``git_sha`` and ``quality`` (all that
+    was measured).
 
     Raises:
         AnalysisError: where no set has the measures of collapse.
@@ -60,6 +61,32 @@ def read_sets(runs: pd.DataFrame, uri: str | None) -> pd.DataFrame:
         )
     table = pd.DataFrame(rows)
     return table.sort_values(["preset", "seed", "slug"], ignore_index=True)
+
+
+def add_recorded(table: pd.DataFrame, recorded: Sequence[Path]) -> pd.DataFrame:
+    """``table`` and the sets that earlier studies wrote down, as far as they are no sets of it.
+
+    Raises:
+        AnalysisError: for a file that cannot be read or is none of :func:`sets_as_text`.
+    """
+    import pandas as pd
+
+    parts = [table]
+    for path in recorded:
+        try:
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            found = pd.DataFrame(rows)[list(table.columns)]
+        except (OSError, ValueError, KeyError) as error:
+            raise AnalysisError(f"{path} is no sets.jsonl of this study: {error}") from None
+        parts.append(found.astype(table.dtypes))
+    every = pd.concat(parts, ignore_index=True).drop_duplicates(["network", "slug"])
+    return every.sort_values(["preset", "seed", "slug"], ignore_index=True)
+
+
+def sets_as_text(table: pd.DataFrame) -> str:
+    """A line of JSON a set: all that the study is computed from, for :func:`add_recorded`."""
+    rows = table.sort_values(["network", "slug"]).to_dict("records")
+    return "".join(json.dumps(_rounded(row), separators=(",", ":")) + "\n" for row in rows)
 
 
 def factorial(table: pd.DataFrame) -> pd.DataFrame:
@@ -119,6 +146,7 @@ def _row(run: Mapping[Any, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "network": run["colddiff_run_id"],
         "mlflow_run": run["run_id"],
+        "git_sha": run["git_sha"],
         "preset": run["preset"],
         "seed": int(run["seed"]),
         "kind": run["params.degradation.kind"],
@@ -162,6 +190,18 @@ def _same(first: Any, second: Any) -> bool:
     if isinstance(first, float):
         return math.isclose(first, float(second), abs_tol=1e-12)
     return bool(first == second)
+
+
+def _rounded(value: Any) -> Any:
+    """JSON values with as many digits as anyone reads."""
+    match value:
+        case dict():
+            return {name: _rounded(each) for name, each in value.items()}
+        case list():
+            return [_rounded(each) for each in value]
+        case float():
+            return float(f"{value:.6g}")
+    return _plain(value)
 
 
 def _plain(value: Any) -> Any:

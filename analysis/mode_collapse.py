@@ -1,7 +1,8 @@
 """Why zeros? The mode-collapse study, from tracked runs.
 
 Reads the generated sets of an experiment's runs (results/mode_collapse/plan.toml makes them) and
-the training images. Writes mode_collapse.md, summary.json and figures.
+the training images. Writes mode_collapse.md, summary.json, sets.jsonl (every set measured) and
+figures.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ import numpy as np
 from analysis import collapse_figures as figures
 from analysis import collapse_page as page
 from analysis.collapse_design import SAMPLING, TRAINING, N
-from analysis.collapse_table import MEASURES, conditions, factorial, read_sets
+from analysis.collapse_table import (
+    MEASURES,
+    add_recorded,
+    conditions,
+    factorial,
+    read_sets,
+    sets_as_text,
+)
 from analysis.effects import Effect, effects
 from analysis.pictures import render
 from analysis.report import Options, provenance, run_script
@@ -46,6 +54,8 @@ class StudyOptions(Options):
 
     data_root: Path | None = None
     """Where the training images are; by default where the runs had them."""
+    recorded: tuple[Path, ...] = ()
+    """Files sets.jsonl of earlier studies, whose runs are in no store any more, to add."""
 
 
 def make(options: StudyOptions) -> None:
@@ -56,13 +66,15 @@ def make(options: StudyOptions) -> None:
     table = read_sets(runs, options.tracking_uri)
     footer = provenance(runs[runs["colddiff_run_id"].isin(table["network"])], options)
     data = _data(runs, options)
+    tracked, table = table, add_recorded(table, options.recorded)
     designed = factorial(table)
     floors, predicted, in_data = _of_the_data(data)
     drawings: dict[str, Callable[[], Figure]] = {}
     parts = ["# Mode collapse"]
     named = _named(table)
     if named:
-        chosen = {name: _images(rows, options) for name, rows in named.items()}
+        pictures = {name: _images(rows, options) for name, rows in _named(tracked).items()}
+        chosen = {name: (rows, pictures.get(name)) for name, rows in named.items()}
         drawings["before_and_after"] = lambda: figures.draw_before_and_after(chosen, in_data.total)
         parts += [_image("before_and_after"), page.comparison(named, floors)]
     if len(designed):
@@ -94,6 +106,7 @@ def make(options: StudyOptions) -> None:
         "conditions": conditions(table),
     }
     write_atomic(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_atomic(options.out / "sets.jsonl", sets_as_text(table))
     markdown = "\n\n".join([*parts, footer.markdown()])
     write_atomic(options.out / "mode_collapse.md", markdown)
     sys.stdout.write(markdown)
@@ -177,7 +190,7 @@ def _floor(quality: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _named(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The sets of the first figure: the student's way, the paper's sampler alone, and the cure."""
+    """The sets of the first figure, from the student's way to the cure; hot diffusion."""
     last = table[table["step"] == 0]
 
     def chosen(preset: str, levels: Mapping[str, str]) -> pd.DataFrame:
@@ -187,10 +200,10 @@ def _named(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return rows
 
     sets = {
-        "student's network, training and sampler": chosen("mnist-student", PAPER),
-        "student's training, small network": chosen("collapse-", STUDENT | PAPER),
-        "plain training, the paper's sampler": chosen("collapse-", PLAIN | PAPER),
-        "plain training, x_T from a model": chosen("collapse-", PLAIN | CURE),
+        "student's setting (mnist-student)": chosen("mnist-student", PAPER),
+        "flips and rounding, our optimiser": chosen("collapse-", STUDENT | PAPER),
+        "without them, the paper's sampler": chosen("collapse-", PLAIN | PAPER),
+        "without them, x_T from a model": chosen("collapse-", PLAIN | CURE),
         "preset mnist-generate": chosen("mnist-generate", CURE),
         "hot diffusion, DDPM": last[(last["kind"] == "noise") & last["slug"].str.contains("ddpm")],
     }
@@ -199,8 +212,8 @@ def _named(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: rows[rows["T"] == typical] for name, rows in sets.items()}
 
 
-def _images(rows: pd.DataFrame, options: StudyOptions) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
-    """The rows, and the images of the first of them, ``n h w``."""
+def _images(rows: pd.DataFrame, options: StudyOptions) -> NDArray[np.uint8]:
+    """The images of the first of the sets, ``n h w``."""
     import tempfile
 
     first = rows.iloc[0]
@@ -209,7 +222,7 @@ def _images(rows: pd.DataFrame, options: StudyOptions) -> tuple[pd.DataFrame, ND
         path = download(first["mlflow_run"], name, options.tracking_uri, Path(folder))
         with np.load(path) as arrays:
             images: NDArray[np.uint8] = arrays["images"][..., 0]
-    return rows, images
+    return images
 
 
 def _effects(

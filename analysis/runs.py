@@ -132,9 +132,19 @@ def generated_sets(
 
     The records are copied into ``folder`` on the way.
     """
-    for path in artifacts(run_id, "samples", uri):
-        if Path(path).name.startswith("generated-") and path.endswith(".json"):
-            yield path, json.loads(download(run_id, path, uri, folder).read_text())
+    from mlflow.artifacts import download_artifacts
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    folder.mkdir(parents=True, exist_ok=True)
+    with reading(uri) as client:
+        # By artifact URI: the client's own download looks the run up three times a file.
+        root, store = client.get_run(run_id).info.artifact_uri, resolve_uri(uri)
+        for path in artifacts(run_id, "samples", uri):
+            if Path(path).name.startswith("generated-") and path.endswith(".json"):
+                copy = download_artifacts(
+                    artifact_uri=f"{root}/{path}", dst_path=str(folder), tracking_uri=store
+                )
+                yield path, json.loads(Path(copy).read_text())
 
 
 def sampling(runs: pd.DataFrame) -> pd.DataFrame:

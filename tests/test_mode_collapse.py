@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,37 +59,47 @@ class Study:
             f"run-{name}-{seed}", preset=f"collapse-{name}", dataset="digits", seed=seed,
             metrics={"direct/rmse": 0.2}, params=params,
         )  # fmt: skip
+        folder = self.folder / mlflow_id
+        folder.mkdir()
         for change in sets:
             settings = GenerationConfig(**change)
             values = dataclasses.asdict(settings)
             levels = training | {f: sampling_level(f, values) for f in SAMPLING}
             record = {"settings": values, "quality": quality(*truth(levels, settings.step))}
-            path = self.folder / f"{settings.slug}.json"
+            path = folder / f"{settings.slug}.json"
             path.write_text(json.dumps(record))
-            self.store.add_file(mlflow_id, path, "samples")
             if settings.step == 0 and len(sets) > 16:
                 np.savez(path.with_suffix(".npz"), images=np.zeros((20, 28, 28, 1), np.uint8))
-                self.store.add_file(mlflow_id, path.with_suffix(".npz"), "samples")
+        self.store.client.log_artifacts(mlflow_id, str(folder), "samples")
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    study = Study(folder)
+def fill(study: Study, seeds: Sequence[int]) -> None:
+    """The networks of ``seeds`` with the sets of the design."""
     for flip, discrete, loss in itertools.product((0, 1), repeat=3):
-        for seed in SEEDS:
+        for seed in seeds:
             sets = samples_of(flip, discrete, loss, seed)
             if (flip, discrete, loss) in ((0, 0, 0), (1, 1, 0)):
                 extremes = [{"n": N}, {"n": N} | CURE]
                 sets += [each for each in extremes if each not in sets]
                 sets += [each | {"step": step} for each in extremes for step in (500, 1000)]
             study.network((flip, discrete, loss), seed, sets)
-    out = folder / "out"
+
+
+def made(study: Study, *options: str) -> Path:
+    """The folder of a study's results."""
+    out = study.folder / "out"
+    common = ["--experiment", EXPERIMENT, "--tracking-uri", study.store.uri, "--out", str(out)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mode_collapse, "N", 200)  # real digits that are measured
-        options = ["--experiment", EXPERIMENT, "--tracking-uri", study.store.uri]
-        assert main([*options, "--out", str(out)]) == 0
+        assert main([*common, *options]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    study = Study(tmp_path_factory.mktemp("study"))
+    fill(study, SEEDS)
+    return made(study)
 
 
 def test_the_summary_has_each_condition_and_the_true_effects(results: Path) -> None:
@@ -128,6 +139,37 @@ def test_the_page_leads_with_the_largest_cause(results: Path) -> None:
     curve = text.split("## Along training")[1]
     assert "plain training, the paper's sampler" in curve
     assert " 500 | " in curve and " 1500 | " in curve
+
+
+def test_sets_of_runs_that_are_gone_count_as_tracked_ones_do(results: Path, tmp_path: Path) -> None:
+    lines = (results / "sets.jsonl").read_text().splitlines(keepends=True)
+    first = [line for line in lines if json.loads(line)["seed"] == 0]
+    assert 0 < len(first) < len(lines)
+    (tmp_path / "recorded.jsonl").write_text("".join(first))
+    study = Study(tmp_path)
+    fill(study, [1])
+    out = made(study, "--recorded", str(tmp_path / "recorded.jsonl"))
+    found, expected = (
+        json.loads((folder / "summary.json").read_text()) for folder in (out, results)
+    )
+    assert found["conditions"] == expected["conditions"]
+    sizes = [[effect["size"] for effect in each["effects"]] for each in (found, expected)]
+    assert sizes[0] == pytest.approx(sizes[1], abs=1e-4)  # six digits are written
+    # Written and read again, nothing is added, and nothing counts twice.
+    again = made(study, "--recorded", str(out / "sets.jsonl"))
+    assert json.loads((again / "summary.json").read_text())["conditions"] == found["conditions"]
+
+
+def test_what_is_no_record_of_sets_is_one_line(
+    results: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study(tmp_path)
+    study.network((0, 0, 0), 0, samples_of(0, 0, 0, 0))
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
+    for name in ("other.jsonl", "missing.jsonl"):
+        options = ["--experiment", EXPERIMENT, "--tracking-uri", study.store.uri]
+        options += ["--out", str(tmp_path / "out"), "--recorded", str(tmp_path / name)]
+        assert name in error_line(main, capsys, *options)
 
 
 def test_real_digits_have_the_measures_floor(results: Path) -> None:

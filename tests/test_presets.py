@@ -73,6 +73,7 @@ def test_data_sets() -> None:
     assert names == {
         "demo": "digits",
         "mnist": "mnist",
+        "mnist-generate": "mnist",
         "mnist-hot": "mnist",
         "mnist-paper": "mnist",
         "mnist-student": "mnist",
@@ -107,8 +108,18 @@ def test_presets_know_their_name_and_source(name: str) -> None:
     assert any(source in document for source in ("arXiv", "README", "student", "docs/"))
 
 
-def test_presets_have_run_ids_of_their_own() -> None:
-    assert len({preset(name).run_id for name in PRESETS}) == len(PRESETS)
+def test_presets_have_run_ids_of_their_own_but_that_of_generation() -> None:
+    ids = {name: preset(name).run_id for name in PRESETS}
+    assert ids.pop("mnist-generate") == ids["mnist"]  # the same network
+    assert len(set(ids.values())) == len(ids)
+
+
+def test_generation_has_the_cure_and_the_papers_sampler() -> None:
+    cure, paper = preset("mnist-generate").generation
+    assert (cure.n, cure.start, cure.components) == (2000, "terminals", 50)
+    assert (cure.symmetry_noise, cure.algorithm, cure.levels) == (0, "algorithm2", "20-10-0")
+    assert (paper.n, paper.start, paper.components) == (2000, "means", 1)
+    assert (paper.symmetry_noise, paper.algorithm, paper.levels) == (0.002, "algorithm2", "")
 
 
 def test_demo_is_small() -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
-from reference_unet import ReferenceUNet
+from reference_unet import ReferenceUNet, attention
 from torch import Tensor
 
 from colddiff.depthwise import Depthwise
-from colddiff.unet import UNet, load_reference_state_dict, reference_names
+from colddiff.unet import LinearAttention, UNet, load_reference_state_dict, reference_names
 from colddiff.unet_parts import step_embedding
 
 DIM, MULTS = 8, (1, 2, 3)
@@ -248,6 +249,32 @@ def test_step_embedding() -> None:
         angles = [step, step / 100, step / 10_000]
         expected = [f(a) for f in (math.sin, math.cos) for a in angles]
         assert row == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dim", "size", "folded"), [(8, 16, True), (32, 3, False), (64, 8, True), (256, 8, False)]
+)
+def test_linear_attention_either_way_is_the_authors(dim: int, size: int, folded: bool) -> None:
+    """In value and gradients, whether or not the weights are multiplied first."""
+    own, theirs = LinearAttention(dim), attention(dim)
+    generator = torch.Generator().manual_seed(3)
+    names = ("norm.weight", "norm.bias", "qkv.weight", "out.weight", "out.bias")
+    pairs = list(zip((own.get_parameter(name) for name in names), theirs.parameters(), strict=True))
+    with torch.no_grad():
+        for mine, other in pairs:
+            other.copy_(torch.randn(other.shape, generator=generator) / other[0].numel() ** 0.5)
+            mine.copy_(other.view_as(mine))
+    x, upstream = torch.randn(2, 2, dim, size, size + 1, generator=generator)
+    way = "_folded" if folded else "_direct"
+    with patch.object(own, way, wraps=getattr(own, way)) as spy:
+        results = [layer(x) for layer in (own, theirs)]
+    assert spy.call_count == 1
+    for out in results:
+        out.backward(upstream)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
+    for mine, other in pairs:
+        assert mine.grad is not None and other.grad is not None
+        torch.testing.assert_close(mine.grad, other.grad.view_as(mine), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
