@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from colddiff.config import DataConfig
 from colddiff.data import FolderImages, Images
+from colddiff.machine import upload
 from colddiff.randomness import generator
 
 
@@ -114,10 +115,10 @@ def batches(
             draws = torch.randint(
                 slack, (order.batch_size, 2), generator=generator(order.seed, "crop", k)
             )
-            crop = order.share(draws).to(device, non_blocking=True)
+            crop = upload(order.share(draws), device)
         if config.flip:
             draws = torch.rand(order.batch_size, generator=generator(order.seed, "flip", k)) < 0.5
-            flip = order.share(draws).to(device, non_blocking=True)
+            flip = upload(order.share(draws), device)
         yield to_batch(pixels, config, crop, flip)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from colddiff.config import DataConfig
+from colddiff.machine import upload
 from colddiff.randomness import generator
 
 Split = Literal["train", "test"]
@@ -63,7 +64,7 @@ class TensorImages:
 
     def take(self, indices: Tensor) -> Tensor:
         """Index on the device: nothing crosses the bus but the indices."""
-        return self.pixels[indices.to(self.pixels.device, non_blocking=True)]
+        return self.pixels[upload(indices, self.pixels.device)]
 
     def to(self, device: torch.device) -> TensorImages:
         """The same images on ``device``."""

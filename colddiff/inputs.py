@@ -12,6 +12,7 @@ from colddiff.batches import Order
 from colddiff.config import RunConfig
 from colddiff.degradation import Degradation, Noise, Process
 from colddiff.diffusion import Restorer, own_states
+from colddiff.machine import upload
 from colddiff.randomness import generator
 
 
@@ -56,7 +57,7 @@ class Inputs:
         return xt, self._placed(t)
 
     def _placed(self, values: Tensor) -> Tensor:
-        return self.order.share(values).to(self.device, non_blocking=True)
+        return upload(self.order.share(values), self.device)
 
     def _noise(self, k: int, x0: Tensor) -> Tensor | None:
         """Of hot diffusion, drawn for all ranks."""
@@ -64,7 +65,7 @@ class Inputs:
             return None
         draws = generator(self.config.training.seed, "noise", k)
         z = torch.randn(self.order.batch_size, *x0.shape[1:], generator=draws)
-        return self.order.share(z).to(self.device)
+        return upload(self.order.share(z), self.device)
 
     def _held(self, z: Tensor | None) -> Degradation:
         if isinstance(self.degradation, Noise):

@@ -11,12 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from colddiff.files import read_json
 from colddiff.uris import mask_secrets
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "submitit", "optuna", "scikit-learn")
 SLURM_VARIABLES = (
@@ -157,6 +161,13 @@ def computes_bfloat16(device: str) -> bool:
         return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     units = torch.cpu.get_capabilities()
     return any(has and name.endswith("bf16") for name, has in units.items())
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """The host's tensor on ``device``; a GPU gets it from pinned memory, which nobody waits for."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def _version(package: str) -> str:

@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colddiff.config import OptimiserConfig
 
@@ -47,6 +48,16 @@ def build_optimiser(config: OptimiserConfig, module: torch.nn.Module) -> torch.o
     """Adam or AdamW over all parameters, in one fused kernel."""
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(module.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, module: torch.nn.Module, decay: float) -> None:
+    """``average = decay * average + (1 - decay) * module``, all parameters at once; 0 copies.
+
+    The device is not waited for, and the same memory is written each time (CUDA graphs).
+    """
+    averaged, current = list(average.module.parameters()), list(module.parameters())
+    get_ema_multi_avg_fn(decay)(averaged, current, 0)
 
 
 @dataclass

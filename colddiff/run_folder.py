@@ -81,6 +81,16 @@ class RunFolder:
         return self.path / "logs"
 
     @property
+    def profile_trace(self) -> Path:
+        """The last profile of training steps, for chrome://tracing or Perfetto."""
+        return self.path / "profile" / "trace.json.gz"
+
+    @property
+    def profile_table(self) -> Path:
+        """The operators that took most of that time, as text; written last."""
+        return self.path / "profile" / "operators.txt"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that works on this run."""
         return self.path / ".lock"

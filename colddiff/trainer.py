@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from colddiff.batches import Order, batches
-from colddiff.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from colddiff.checkpoint import load_checkpoint, save_weights
+from colddiff.checkpoint_writer import CheckpointWriter
 from colddiff.config import RunConfig
 from colddiff.data import TensorImages, load_images, split_validation
 from colddiff.degradation import build_degradation
@@ -29,7 +30,8 @@ from colddiff.inputs import Inputs
 from colddiff.interruption import Interrupted, StopSource
 from colddiff.journal import Journal
 from colddiff.machine import system_metrics
-from colddiff.optimisation import Interval, build_optimiser, learning_rate
+from colddiff.optimisation import Interval, build_optimiser, learning_rate, update_average
+from colddiff.profiling import StepProfiler
 from colddiff.randomness import generator
 from colddiff.ranks import Group
 from colddiff.restorer import build_restorer
@@ -67,13 +69,12 @@ class Trainer:
         self.degradation.to(self.device)
         self.restorer = build_restorer(config).to(self.device)
         self.inputs = Inputs(config, self.order, self.degradation, self.restorer, self.device)
-        self.average = AveragedModel(
-            self.restorer, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)
-        )
+        self.average = AveragedModel(self.restorer)
         self.optimiser = build_optimiser(config.optimiser, self.restorer)
         self.interval = Interval(torch.zeros(2, dtype=torch.float64, device=self.device))
         self._resume()
         self.network = self._network()
+        self.writer = CheckpointWriter(folder.checkpoints)
         self.journal: Journal | None = None
         if ranks.is_main:
             self._record_attempt()
@@ -119,7 +120,9 @@ class Trainer:
             data_samples=len(self.images),
         )
 
-    def run(self, stop: StopSource, report: Report | None, progress: bool) -> None:
+    def run(
+        self, stop: StopSource, report: Report | None, progress: bool, profiler: StepProfiler
+    ) -> None:
         """Step until the end, or until ``stop`` asks on any rank."""
         settings, is_main = self.config.training, self.group.ranks.is_main
         steps = settings.steps
@@ -132,36 +135,38 @@ class Trainer:
         hidden = None if progress and is_main else True
         bar = tqdm(total=steps, initial=self.step, unit="step", disable=hidden)
         clock, logged, saved = time.perf_counter(), self.step, self.step
-        with bar, closing(stream):  # which ends its workers
+        with bar, closing(stream), self.writer:  # which end workers and thread
             while self.step < steps:
                 self.train_step(stream)
+                profiler.step()
                 bar.update()
-                if self.step % settings.log_every == 0 or self.step == steps:
+                if self._due(settings.log_every):
                     rate = (self.step - logged) / (time.perf_counter() - clock)
                     self.log_interval(rate, report, bar)
                     clock, logged = time.perf_counter(), self.step
-                if settings.validate_every and (
-                    self.step % settings.validate_every == 0 or self.step == steps
-                ):
+                if self._due(settings.validate_every):
                     self.validate(report, bar)
                     clock = time.perf_counter()
-                if settings.keep_every and (
-                    self.step % settings.keep_every == 0 or self.step == steps
-                ):
+                if self._due(settings.keep_every):
                     self.keep_weights()
                     clock = time.perf_counter()
-                if self.step % settings.checkpoint_every == 0 or self.step == steps:
+                if self._due(settings.checkpoint_every):
                     self.save()
                     saved = self.step
                 signum = self.group.agree(stop.signum)
                 if signum is not None and self.step < steps:
                     if saved != self.step:
                         self.save()
+                    self.writer.wait()
                     self.group.barrier()  # rank 0 has saved
                     raise Interrupted(self.step, signum)
         if is_main:
             save_weights(self.folder.weights, self.average.module, self.config, self.step)
             self.folder.write_status("finished", self.step, steps)
+
+    def _due(self, every: int) -> bool:
+        """Whether what happens each so many steps, and after the last, does now; 0 for never."""
+        return every > 0 and (self.step % every == 0 or self.step == self.config.training.steps)
 
     def train_step(self, stream: Iterator[Tensor]) -> None:
         """One optimiser step: ``accumulation`` micro-batches, clip, update, average."""
@@ -196,13 +201,13 @@ class Trainer:
         return norm
 
     def _update_average(self) -> None:
-        """The authors' rule: every ``ema_every`` steps, a plain copy before ``ema_start``."""
+        """The authors' rule: each ``ema_every`` steps, a copy before ``ema_start`` and at first."""
         settings = self.config.training
-        if self.step % settings.ema_every:
-            return
-        if self.step < settings.ema_start:
-            self.average.n_averaged.zero_()  # AveragedModel copies when it has averaged nothing
-        self.average.update_parameters(self.restorer)
+        if self.step % settings.ema_every == 0:
+            copies = self.step < settings.ema_start or self.step == settings.ema_every
+            decay = 0.0 if copies else settings.ema_decay
+            # Not update_parameters, which asks the device how often it has averaged.
+            update_average(self.average, self.restorer, decay)
 
     def log_interval(self, steps_per_second: float, report: Report | None, bar: tqdm[Any]) -> None:
         """Read the sums (the one wait for the device), check them, write the record."""
@@ -264,12 +269,9 @@ class Trainer:
     def keep_weights(self) -> None:
         """Averaged and raw weights of this step, for good."""
         if self.group.ranks.is_main:
-            average, raw = (
-                self.folder.kept_weights("average", self.step),
-                self.folder.kept_weights("raw", self.step),
-            )
-            save_weights(average, self.average.module, self.config, self.step)
-            save_weights(raw, self.restorer, self.config, self.step)
+            path, step = self.folder.kept_weights, self.step
+            save_weights(path("average", step), self.average.module, self.config, step)
+            save_weights(path("raw", step), self.restorer, self.config, step)
 
     def _record(self, metrics: dict[str, float], report: Report | None) -> None:
         if self.journal is not None:
@@ -278,7 +280,7 @@ class Trainer:
             report(self.step, metrics)
 
     def save(self) -> None:
-        """Write a checkpoint, if the state is finite, and make the journal durable."""
+        """Begin to write a checkpoint, if the state is finite; the journal is durable before."""
         sums, _, _ = self.check_finite()
         if self.journal is None:  # not rank 0
             return
@@ -291,4 +293,4 @@ class Trainer:
             "interval_sums": sums,
             "interval_steps": self.interval.steps,
         }
-        save_checkpoint(self.folder.checkpoints, self.step, state)
+        self.writer.save(self.step, state)

@@ -11,6 +11,7 @@ from typing import Literal
 from colddiff.batches import shared_size
 from colddiff.interruption import Interrupted, StopRequest, StopSource
 from colddiff.optimisation import resolve_device
+from colddiff.profiling import StepProfiler
 from colddiff.ranks import ALONE, Ranks, open_group
 from colddiff.run_folder import RunFolder
 from colddiff.trainer import Report, Trainer
@@ -23,6 +24,7 @@ def train(
     stop: StopSource | None = None,
     report: Report | None = None,
     progress: bool = False,
+    profile_steps: int = 0,
 ) -> None:
     """Train the folder's configuration to its last step, from wherever it stands.
 
@@ -32,6 +34,7 @@ def train(
         stop: asked at each step boundary; where any rank's asks, the state is saved and all stop.
         report: see :data:`colddiff.trainer.Report`.
         progress: show a bar instead of one log line an interval, where there is a terminal.
+        profile_steps: so many steps are profiled, see :class:`colddiff.profiling.StepProfiler`.
 
     Raises:
         Interrupted: after a save, where ``stop`` asked for it.
@@ -54,7 +57,9 @@ def train(
             device = resolve_device(settings.device, ranks.local_rank)
             group = stack.enter_context(open_group(ranks, device))
             trainer = Trainer(folder, folder.config, group)
-            trainer.run(request, report, progress)
+            wanted = profile_steps if ranks.is_main else 0
+            profiler = StepProfiler(folder, wanted, trainer.step, settings.steps, device)
+            trainer.run(request, report, progress, stack.enter_context(profiler))
             signum = group.agree(request.signum)  # it may have come during the last step
     except (Interrupted, KeyboardInterrupt) as interruption:
         write_status("interrupted", str(interruption))

@@ -12,7 +12,7 @@ from jobs.states import Job
 
 
 def cancel_jobs(runs: Path, jobs: Sequence[Job]) -> None:
-    """Cancel living jobs; those that run save and end soon after.
+    """Cancel living jobs; those that run save and end soon after, with all runs that share them.
 
     Raises:
         slurm.SlurmError: where Slurm refuses or cannot be asked; local jobs are cancelled then.
@@ -31,6 +31,7 @@ def cancel_jobs(runs: Path, jobs: Sequence[Job]) -> None:
 
 
 def _record(runs: Path, jobs: Sequence[Job]) -> None:
-    Ledger(runs).append(
-        [dataclasses.replace(job.entry, event="cancelled", time_ms=0) for job in jobs]
-    )
+    ledger, ids = Ledger(runs), {job.entry.job_id for job in jobs}
+    # Runs that share a job end together.
+    entries = [entry for entry in ledger.latest_of_each_work() if entry.job_id in ids]
+    ledger.append([dataclasses.replace(each, event="cancelled", time_ms=0) for each in entries])

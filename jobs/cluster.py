@@ -13,6 +13,7 @@ from jobs import slurm
 from jobs.tasks import AnyTask
 
 if TYPE_CHECKING:
+    from jobs.pack import PackedTask
     from jobs.profiles import Profile
 
 Cluster = Literal["local", "slurm", "debug"]
@@ -42,7 +43,7 @@ def run_here(tasks: Sequence[Callable[[], str]]) -> list[str]:
 class SlurmJobs:
     """Jobs of one kind for Slurm, as arrays: one element a task."""
 
-    tasks: Sequence[AnyTask]
+    tasks: Sequence[AnyTask | PackedTask]
     profile: Profile
     folder: Path
     """Of submitit's pickles, and of the logs."""
@@ -90,7 +91,7 @@ class SlurmJobs:
                 "one will do"
             )
 
-    def submit(self) -> Iterator[list[tuple[AnyTask, Submitted]]]:
+    def submit(self) -> Iterator[list[tuple[AnyTask | PackedTask, Submitted]]]:
         """Hand them to Slurm, array by array: what was yielded is submitted, come what may.
 
         Raises:
@@ -116,7 +117,7 @@ class SlurmJobs:
     def _script(self, job_id: str) -> Path:
         return self.folder / f"{job_id.partition('_')[0]}_submission.sh"
 
-    def _parts(self) -> Iterator[Sequence[AnyTask]]:
+    def _parts(self) -> Iterator[Sequence[AnyTask | PackedTask]]:
         most = slurm.max_array_size() if len(self.tasks) > 1 else 1
         for start in range(0, len(self.tasks), most):
             yield self.tasks[start : start + most]

@@ -23,6 +23,8 @@ GRACE_S = {int(SIGUSR2): 20.0, int(SIGTERM): 2.0}
 """How long a job that was told to go sends its record: USR2 comes a minute or more ahead, after
 TERM some sites kill within seconds."""
 LEAVE_TOGETHER_S = 300.0
+PACKED = "COLDDIFF_PACKED"
+"""Set in the processes of a pack, whose parent deals with the scheduler."""
 
 
 def in_submitit() -> bool:
@@ -91,6 +93,8 @@ def leave(stop: StopRequest, signum: int, runs: Path) -> None:
     Slurm requeues what it preempts, and any other exit than 143 would look like a success or like
     the job's own failure.
     """
+    if PACKED in os.environ:
+        sys.exit(128 + signum)
     if not in_submitit():
         return
     if signum == SIGUSR2 and Ledger(runs).is_cancelled(str(process()["job_id"])):

@@ -19,6 +19,7 @@ from colddiff.tracking import TrackingError
 from colddiff.uris import absolute_uri, default_uri, is_server, mask_secrets, sqlite_path
 from jobs.cluster import Cluster, SlurmJobs, Submitted, run_here
 from jobs.ledger import Entry, Ledger, Work
+from jobs.pack import PackedTask, unpacked
 from jobs.planning import Planned, plan, table
 from jobs.states import Job, living_jobs
 from jobs.tasks import AnyTask, Task
@@ -111,6 +112,10 @@ class Launch(Place):
             self.say_where()
         return self.followed(planned) if self.wait else 0
 
+    def grouped(self, tasks: Sequence[AnyTask]) -> Sequence[AnyTask | PackedTask]:
+        """The jobs that carry out the tasks."""
+        return tasks
+
     def followed(self, planned: Sequence[Planned]) -> int:
         """Follow the jobs to their end; the exit code."""
         from jobs.follow import follow
@@ -124,7 +129,7 @@ class Launch(Place):
 
         The caller holds the ledger's ``launching`` lock.
         """
-        tasks = [each.task for each in planned if each.wanted]
+        tasks = self.grouped([each.task for each in planned if each.wanted])
         if not tasks:
             return {}
         from jobs.snapshot import snapshot
@@ -208,7 +213,7 @@ class Launch(Place):
 
     def _run_here(self, planned: Sequence[Planned]) -> int:
         say(table(planned, {}))
-        tasks = [each.task for each in planned if each.wanted]
+        tasks = self.grouped([each.task for each in planned if each.wanted])
         if not tasks:
             return 0
         with self.tolerated():
@@ -230,7 +235,8 @@ class Launch(Place):
             return 0
         from jobs.snapshot import code_path
 
-        wanted = SlurmJobs(tasks, profile, (self.runs / "jobs").absolute(), code_path(self.runs))
+        folder = (self.runs / "jobs").absolute()
+        wanted = SlurmJobs(self.grouped(tasks), profile, folder, code_path(self.runs))
         for script in wanted.scripts():
             say(f"\n{script}")
         for verdict in wanted.verdicts():
@@ -250,12 +256,13 @@ class Launch(Place):
 
     def _record(
         self,
-        jobs: Sequence[tuple[AnyTask, Submitted]],
+        submitted: Sequence[tuple[AnyTask | PackedTask, Submitted]],
         profile: Profile | None,
         code: Snapshot,
         done: dict[tuple[str, str], Submitted],
     ) -> None:
         """Into the ledger first, which alone keeps a run from being submitted twice."""
+        jobs = list(unpacked(submitted))
         command = mask_secrets(shlex.join(["python", *sys.orig_argv[1:]]))
         local = {"at_once": self.at_once, "ranks": self.ranks}
         entries = [

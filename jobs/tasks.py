@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from colddiff.ranks import Ranks
 from colddiff.run_folder import RunFolder
 from colddiff.schema import build
 from jobs import environment
+from jobs.measuring import evaluate_run, generate_sets
 
 log = logging.getLogger("colddiff.jobs")
 REQUEUED_CLAIM_S = 150.0
@@ -138,6 +139,8 @@ class TrainTask(Task):
     kind: ClassVar[str] = "train"
 
     evaluate: bool = True
+    profile_steps: int = 0
+    """Training steps to profile, once, however often the job is requeued."""
 
     def claimed(self, folder: RunFolder, stop: StopRequest) -> AcquireReturnProxy[Any]:
         """The run's lock; whoever holds it does the same work, so there is nothing to wait for.
@@ -152,8 +155,8 @@ class TrainTask(Task):
         self.assist(folder, stop, ranks)
         if not self.evaluate:
             return self.folder
-        made = _evaluate(folder, self.progress, folder.config.evaluation, stop)
-        _generate(folder, self.progress, folder.config.generation, stop)
+        made = evaluate_run(folder, self.progress, folder.config.evaluation, stop)
+        generate_sets(folder, self.progress, folder.config.generation, stop)
         return made
 
     def assist(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
@@ -161,7 +164,9 @@ class TrainTask(Task):
         from colddiff.training import train
 
         if not folder.is_trained:
-            train(folder, ranks=ranks, stop=stop, progress=self.progress)
+            done = environment.restarts() and folder.profile_table.exists()
+            wanted = 0 if done else self.profile_steps
+            train(folder, ranks=ranks, stop=stop, progress=self.progress, profile_steps=wanted)
         return self.folder
 
 
@@ -175,9 +180,9 @@ class EvaluateTask(Task):
 
     def work(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
         """The run folder's path."""
-        made = _evaluate(folder, self.progress, self.evaluation, stop)
+        made = evaluate_run(folder, self.progress, self.evaluation, stop)
         folder.update(dataclasses.replace(folder.config, evaluation=self.evaluation))
-        _generate(folder, self.progress, folder.config.generation, stop)
+        generate_sets(folder, self.progress, folder.config.generation, stop)
         return made
 
 
@@ -191,7 +196,7 @@ class GenerateTask(Task):
 
     def work(self, folder: RunFolder, stop: StopRequest, ranks: Ranks) -> str:
         """The array file's path."""
-        _generate(folder, self.progress, (self.settings,), stop)
+        generate_sets(folder, self.progress, (self.settings,), stop)
         return str(folder.samples / f"{self.settings.slug}.npz")
 
 
@@ -280,36 +285,3 @@ def is_claimed(folder: RunFolder) -> bool:
             return False
     except AlreadyRunningError:
         return True
-
-
-def _evaluate(
-    folder: RunFolder, progress: bool, settings: EvaluationConfig, stop: StopRequest
-) -> str:
-    from colddiff.evaluation import evaluate, is_evaluated
-    from colddiff.optimisation import resolve_device
-
-    if is_evaluated(folder, settings):
-        log.info("%s is evaluated with these settings already", folder.path.name)
-    else:
-        log.info("evaluating %s", folder.path.name)
-        device = resolve_device(folder.config.training.device)
-        with stop.immediate(folder.config.training.steps):
-            evaluate(folder, settings, device, progress=progress)
-    return str(folder.path)
-
-
-def _generate(
-    folder: RunFolder, progress: bool, sets: Sequence[GenerationConfig], stop: StopRequest
-) -> None:
-    """The sets that are not there yet; an interruption loses the one at work."""
-    from colddiff.generation import generate
-    from colddiff.optimisation import resolve_device
-
-    device = resolve_device(folder.config.training.device)
-    for settings in sets:
-        if folder.is_generated(settings):
-            log.info("%s has %s already", folder.path.name, settings.slug)
-            continue
-        log.info("generating %s", settings.slug)
-        with stop.immediate(folder.config.training.steps):
-            generate(folder, settings, device, progress=progress)

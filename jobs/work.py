@@ -13,10 +13,16 @@ from tyro.conf import Positional, Suppress, arg
 from colddiff.config import EvaluationConfig, GenerationConfig, RunConfig
 from colddiff.presets import labelled, preset
 from colddiff.run_folder import RunFolder
+from colddiff.schema import require
 from jobs.options import Launch
+from jobs.pack import PackedTask
+from jobs.packing import Packing
 from jobs.plan_file import read_plan
 from jobs.status import find_trained
-from jobs.tasks import EvaluateTask, GenerateTask, TrainTask, is_claimed
+from jobs.tasks import AnyTask, EvaluateTask, GenerateTask, TrainTask, is_claimed
+
+MOST_PROFILED = 1000
+"""Steps: a profile keeps thousands of events of each in memory until it is written."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Seeded(Launch):
 
 
 @dataclass(frozen=True)
-class Train(Seeded):
+class Train(Packing, Seeded):
     """Train and evaluate runs, one a seed. A run that exists is resumed, or found complete.
 
     --preset NAME or --config FILE gives the values that the other options override; --plan FILE
@@ -75,9 +81,14 @@ class Train(Seeded):
 
     evaluate: bool = True
     """Evaluate after training."""
+    profile_steps: int = 0
+    """Profile so many training steps, 0..1000, of the first run: profile/trace.json.gz (for
+    chrome://tracing or Perfetto) and profile/operators.txt. The run's results stay the same."""
 
     def __call__(self) -> int:
         """Submit what is not complete."""
+        allowed = 0 <= self.profile_steps <= MOST_PROFILED
+        require(allowed, "--profile-steps", self.profile_steps, f"in 0..{MOST_PROFILED}")
         configs = self.configs()
         tasks = [
             TrainTask(folder, self.jobs_uri, self.experiment, evaluate=self.evaluate)
@@ -87,6 +98,15 @@ class Train(Seeded):
         if not (self.dry_run or self.offline):
             self.send_finished([RunFolder(Path(task.folder)) for task in tasks])
         return code
+
+    def grouped(self, tasks: Sequence[AnyTask]) -> Sequence[AnyTask | PackedTask]:
+        """As packed; the first one that trains is profiled, where that is asked for."""
+        each = list(tasks)
+        for number, task in enumerate(tasks):
+            if isinstance(task, TrainTask) and not RunFolder(Path(task.folder)).is_trained:
+                each[number] = dataclasses.replace(task, profile_steps=self.profile_steps)
+                break
+        return super().grouped(each)
 
     def send_finished(self, folders: Sequence[RunFolder]) -> None:
         """Runs that were complete may be new to this tracking store, or changed since."""

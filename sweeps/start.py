@@ -11,6 +11,7 @@ from tyro.conf import Suppress, arg
 from colddiff.config import GenerationConfig, RunConfig
 from colddiff.presets import labelled, preset
 from jobs.options import Launch, say
+from jobs.packing import Packing
 from jobs.profiles import Profile
 from sweeps.objective import Metric, ObjectiveName
 from sweeps.samplers import PrunerName, SamplerName
@@ -20,7 +21,7 @@ from sweeps.workers import Team, last_launch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workers(Launch):
+class Workers(Packing):
     """What the commands that start workers share."""
 
     study: str

@@ -10,15 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from queue_tasks import Broken, Busy, Lonely, Long, Nap
+from local_jobs import Launch, nap, note, processes, until
+from queue_tasks import Broken, Busy, Lonely, Long
 from run_comparison import assert_identical
 from tiny import tiny
 
@@ -30,80 +29,6 @@ from jobs.tasks import TrainTask
 
 TESTS = Path(__file__).parent
 STEPS = 120
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A machine without a GPU, and without other users' launches; no process outlives the test."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    yield tmp_path
-    for process in processes(tmp_path):
-        process.kill()
-    psutil.wait_procs(processes(tmp_path), timeout=10)
-
-
-def processes(place: Path, word: str = "") -> list[psutil.Process]:
-    """Queues, submitit's controllers and jobs: all have their folder in the command line."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if process.pid != os.getpid() and str(place) in line and word in line:
-            found.append(process)
-    return found
-
-
-def until(true: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def nap(place: Path, name: str, **values: Any) -> Nap:
-    return Nap(str(place / "naps" / name), **values)
-
-
-def note(place: Path, name: str, rank: int = 0) -> dict[str, Any]:
-    """What a nap said of itself; empty before it began."""
-    path = place / "naps" / name / f"rank-{rank}.json"
-    try:
-        return dict(json.loads(path.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
-class Launch:
-    """Jobs submitted together."""
-
-    def __init__(self, place: Path, *tasks: Any, **options: Any) -> None:
-        self.runs = place / "runs"
-        self.submitted = submit_locally(tasks, self.runs, **options)
-        self.ids = [each.job_id for each in self.submitted]
-        (self.process,) = processes(self.folder, "jobs.local.queue")
-
-    @property
-    def phases(self) -> list[str]:
-        found = local_phases(self.runs, self.ids)
-        assert list(found) == self.ids
-        return list(found.values())
-
-    @property
-    def folder(self) -> Path:
-        return self.submitted[0].stdout.parent
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "queue.log").read_text()
-
-    def cancel(self, *numbers: int) -> None:
-        cancel_locally(self.runs, [self.ids[number] for number in numbers])
-
-    def wait(self) -> None:
-        until(lambda: set(self.phases) == {"ended"})
 
 
 def test_jobs_run_one_after_the_other_in_order_without_a_gpu(place: Path) -> None:

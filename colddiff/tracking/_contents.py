@@ -21,6 +21,8 @@ ARTIFACTS = (
     "environment.diff",
     "schedule.json",
     "evaluation.json",
+    "profile/operators.txt",
+    "profile/trace.json.gz",
 )
 FINAL_ARTIFACTS = ("ema.safetensors",)  # large and rewritten during training
 LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY = 6000, 8000, 250  # MLflow's limits

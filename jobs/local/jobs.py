@@ -17,6 +17,7 @@ import submitit
 
 from jobs import environment
 from jobs.local.slots import Slot, hold, is_held
+from jobs.pack import PackedTask
 from jobs.tasks import AlreadyRunningError, AnyTask
 
 Phase = Literal["queued", "running", "ended"]
@@ -109,7 +110,7 @@ class Job:
 class QueuedTask:
     """What submitit runs: the task, while this process holds its job's and its slots' locks."""
 
-    task: AnyTask
+    task: AnyTask | PackedTask
     job: Job
     slots: tuple[Slot, ...]
 

@@ -37,6 +37,7 @@ from jobs import environment
 from jobs.cluster import Submitted
 from jobs.local.jobs import Job, Phase, QueuedTask
 from jobs.local.slots import Slot, find_slots, hold, is_held, reserve
+from jobs.pack import PackedTask
 from jobs.tasks import AnyTask
 
 log = logging.getLogger("colddiff.jobs")
@@ -54,7 +55,7 @@ YIELD_S = 1.0
 class Plan:
     """What one launch asked for."""
 
-    tasks: tuple[AnyTask, ...]
+    tasks: tuple[AnyTask | PackedTask, ...]
     slots: tuple[Slot, ...]
     """To choose from."""
     at_once: int
@@ -201,7 +202,7 @@ def _succeeded(process: Any, rank: int) -> bool:
 
 
 def submit_locally(
-    tasks: Sequence[AnyTask],
+    tasks: Sequence[AnyTask | PackedTask],
     runs: Path,
     *,
     at_once: int = 0,

@@ -16,7 +16,7 @@ from harness import (
 )
 from image_files import write_images
 from slurm_processes import variables_of
-from tiny import changed
+from tiny import changed, replaced
 
 from colddiff.run_folder import RunFolder
 
@@ -65,6 +65,30 @@ def test_preempted_three_times_in_a_row(site: Site, reference: Reference) -> Non
     assert resumed == sorted(resumed) and resumed[1] >= 150
     assert_identical(folder, reference(run))
     assert_tracked(folder, site)
+
+
+def test_packed_runs_go_on_after_preemption_and_at_a_time_limit(
+    site: Site, reference: Reference
+) -> None:
+    runs = [replaced(config(), "training", seed=seed) for seed in (0, 1)]
+    site.train(runs[0], "--seeds", "0", "1", "--pack", "2")
+    folders = [site.folder(run) for run in runs]
+    assert site.job(folders[0]) == site.job(folders[1])
+    for folder in folders:
+        site.wait_step(folder, 150)
+    site.preempt(folders[0])
+    site.wait_running(folders[0])
+    for folder in folders:
+        site.wait_step(folder, 450)
+    site.command("scancel", "--signal=USR2", site.job(folders[0]))
+    wait_for("the requeueing", lambda: site.state(folders[0]) in ("PENDING", "REQUEUED"))
+    site.wait_ended(folders[0])
+    for folder, run in zip(folders, runs, strict=True):
+        resumed = [attempt["resumed_from_step"] for attempt in attempts(folder)]
+        assert len(resumed) == 3
+        assert resumed == sorted(resumed) and resumed[1] >= 150
+        assert_identical(folder, reference(run))
+        assert_tracked(folder, site)
 
 
 def test_a_lost_node(site: Site, reference: Reference) -> None:

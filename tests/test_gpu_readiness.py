@@ -1,0 +1,142 @@
+"""What a GPU needs of the training step, as far as it can be seen without one.
+
+A step never waits for the device: nothing asks a tensor for its value, and no branch depends on
+one. PyTorch can pretend to have CUDA tensors for whatever needs no gradient; the whole step runs on
+the CPU, where the operations that would wait are watched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import replaced, tiny
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from colddiff.batches import Order, batches
+from colddiff.config import RunConfig
+from colddiff.degradation import build_degradation
+from colddiff.diffusion import restoration_loss
+from colddiff.inputs import Inputs
+from colddiff.ranks import ALONE, Group
+from colddiff.restorer import build_restorer
+from colddiff.run_folder import RunFolder
+from colddiff.trainer import Trainer
+
+aten = torch.ops.aten
+WAITING = {
+    aten._local_scalar_dense,  # item(), bool(), float(), tolist()
+    aten.is_nonzero,
+    aten.equal,
+    aten.nonzero,
+    aten.masked_select,
+    aten._unique2,
+    aten.unique_consecutive,
+}
+"""Operations whose result, or its shape, the host must know."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations that wait for the device, and copies off it."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        assert func.overloadpacket not in WAITING, f"{func} waits for the device"
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.device.type == "cpu":
+            given = [each for each in args if isinstance(each, Tensor)]
+            assert all(each.device.type == "cpu" for each in given), f"{func} copies off the device"
+        return out
+
+
+def configs() -> Iterator[Any]:
+    plain = tiny(steps=50)
+    yield pytest.param(plain, id="plain")
+    yield pytest.param(replaced(plain, "training", precision="bfloat16"), id="bfloat16")
+    yield pytest.param(replaced(plain, "training", own_states=0.5), id="own states")
+    yield pytest.param(replaced(plain, "data", flip=True), id="flipped")
+    yield pytest.param(replaced(plain, "optimiser", clip_norm=1.0), id="clipped")
+    yield pytest.param(
+        replaced(replaced(plain, "degradation", kind="noise"), "training", accumulation=2), id="hot"
+    )
+    wiener = replaced(plain, "model", conditioning="wiener", residual=True, patch=2)
+    yield pytest.param(wiener, id="wiener")
+
+
+@pytest.mark.parametrize("config", list(configs()))
+def test_a_step_never_waits_for_the_device(tmp_path: Path, config: RunConfig) -> None:
+    folder = RunFolder.create(tmp_path, config)
+    trainer = Trainer(folder, config, Group(ALONE, torch.device("cpu")))
+    stream = batches(trainer.images, config.data, trainer.order, 0, torch.device("cpu"), 0)
+    before = [value.clone() for value in trainer.restorer.parameters()]
+    with NoWaiting():
+        trainer.train_step(stream)
+        trainer.train_step(stream)
+    pairs = zip(before, trainer.restorer.parameters(), strict=True)
+    assert trainer.step == 2
+    assert any(not torch.equal(old, new) for old, new in pairs)
+
+
+def on_cuda(module: torch.nn.Module, mode: FakeTensorMode) -> None:
+    """Pretend that the module's tensors are on a GPU."""
+    for each in module.modules():
+        for table in (each._parameters, each._buffers):
+            for name, value in table.items():
+                if value is not None:
+                    table[name] = mode.from_tensor(value.detach()).to("cuda")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("config", list(configs()))
+def test_states_and_loss_stay_on_the_gpu(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the batch to the loss, with host and device kept apart: no mixing, no way back.
+
+    What the host draws goes there from pinned memory.
+    """
+    pinned: list[torch.Size] = []
+
+    def pin(values: Tensor) -> Tensor:
+        pinned.append(values.shape)
+        return values
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    degradation = build_degradation(config.degradation, config.data.image_size)
+    restorer = build_restorer(config)
+    order = Order(64, config.training.batch_size, 0)
+    size = config.data.image_size
+    inputs = Inputs(config, order, degradation, restorer, torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        device = torch.device("cuda")
+        for module in (degradation, restorer):
+            on_cuda(module, mode)
+        x0 = torch.empty(
+            config.training.batch_size, config.data.channels, size, size, device=device
+        )
+        inputs.device, inputs.chosen = device, mode.from_tensor(inputs.chosen).to("cuda")
+        with NoWaiting():
+            xt, t = inputs(0, x0)
+            loss = restoration_loss(restorer, xt, t, x0, "l1", bounded=config.model.bounded)
+    assert {xt.device.type, t.device.type, loss.device.type} == {"cuda"}
+    assert t.shape in pinned
+    assert (xt.shape, t.shape, loss.shape) == (x0.shape, (len(x0),), ())
+
+
+@pytest.mark.parametrize("wrong", ["item", "cpu", "branch"])
+def test_the_watch_sees_what_waits(wrong: str) -> None:
+    ways = {"item": lambda x: x.sum().item(), "branch": lambda x: x.sum() > 0 or 1}
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
+        ways.get(wrong, lambda x: x.nonzero())(torch.ones(3))
+    if wrong == "cpu":
+        with FakeTensorMode(), NoWaiting():
+            x = torch.empty(3, device="cuda")
+            with pytest.raises(AssertionError, match="copies off the device"):
+                x.cpu()
+    with pytest.raises(DataDependentOutputException), FakeTensorMode():
+        torch.empty(3, device="cuda").sum().item()
