@@ -1,12 +1,12 @@
 """Several tasks as one job: one process each, side by side on the job's GPU or cores.
 
 A small network leaves most of a large GPU idle, and processes that share it need nothing from the
-training: each task is the same as alone, with its own run folder, log and MLflow run. (Stacking K
-networks into one by ``torch.func`` was slower on the CPU: docs/experiments.md.)
+training: each task is the same as alone, with its own run folder, log and MLflow run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import logging
@@ -100,7 +100,7 @@ class PackedTask:
                 env=variables,
             )
         assert child.stdin is not None
-        with child.stdin:
+        with contextlib.suppress(BrokenPipeError), child.stdin:  # it ended already: its code tells
             child.stdin.write(pickle.dumps(task))
         log.info("%s %s, process %d, log %s", task.kind, task.run, child.pid, err)
         return child
@@ -139,7 +139,8 @@ def unpacked(
 def main(stdin: BinaryIO) -> int:
     """Be one task of a pack, whose pickle is in ``stdin``; the exit code."""
     # A parent that is killed must not leave processes behind that no scheduler knows.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     pickle.loads(stdin.read())()
     return 0
 

@@ -23,20 +23,21 @@ class Packing(Launch):
         """``pack`` of them a job."""
         return packs(tasks, self.pack, self.runs)
 
-    def checked_profile(self, jobs: int) -> Profile | None:
-        """As without packing; raises ``ValueError`` also for what cannot be packed."""
-        profile = super().checked_profile(jobs)
+    def check_options(self) -> None:
+        """As without packing; raises ``ValueError`` also where there is nothing to pack into."""
+        super().check_options()
         if self.pack < 1:
             raise ValueError(f"--pack {self.pack} is not allowed: it must be at least 1")
-        if self.pack > 1:
-            processes = self.ranks
-            if profile:
-                processes = profile.processes_per_node * profile.nodes
-            if processes > 1:
-                raise ValueError(
-                    f"--pack {self.pack} is not allowed with {processes} processes a job: packed "
-                    "runs share one GPU"
-                )
-            if self.cluster == "debug":
-                raise ValueError("--pack is not allowed with --cluster debug: it is for jobs")
+        if self.pack > 1 and self.cluster == "debug":
+            raise ValueError("--pack is not allowed with --cluster debug: it is for jobs")
+
+    def checked_profile(self, jobs: int) -> Profile | None:
+        """As without packing; raises ``ValueError`` also for jobs of several processes."""
+        profile = super().checked_profile(jobs)
+        processes = profile.processes_per_node * profile.nodes if profile else self.ranks
+        if self.pack > 1 and processes > 1:
+            raise ValueError(
+                f"--pack {self.pack} is not allowed with {processes} processes a job: packed runs "
+                "share one GPU"
+            )
         return profile
