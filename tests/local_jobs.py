@@ -72,4 +72,4 @@ class Launch:
         cancel_locally(self.runs, [self.ids[number] for number in numbers])
 
     def wait(self) -> None:
-        until(lambda: set(self.phases) == {"ended"})
+        until(lambda: set(self.phases) == {"ended"}, 120)
