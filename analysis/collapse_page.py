@@ -110,6 +110,15 @@ def method(table: pd.DataFrame) -> str:
     )
 
 
+def incomplete(table: pd.DataFrame) -> str:
+    """What is said instead of effects, of a study that is not whole."""
+    networks = plural(table["network"].nunique(), "network")
+    return (
+        f"{plural(len(table), 'set')} of samples of {networks} cannot tell the effects apart: some "
+        "of the design (results/mode_collapse/plan.toml) is missing."
+    )
+
+
 def _interval(measure: str, effect: Effect) -> str:
     if measure in FORMATS:
         digits = FORMATS[measure][2:-1]

@@ -77,11 +77,14 @@ def make(options: StudyOptions) -> None:
         chosen = {name: (rows, pictures.get(name)) for name, rows in named.items()}
         drawings["before_and_after"] = lambda: figures.draw_before_and_after(chosen, in_data.total)
         parts += [_image("before_and_after"), page.comparison(named, floors)]
-    if len(designed):
-        mains, pairs = _effects(designed)
+    estimated = _effects(designed)
+    if estimated:
+        mains, pairs = estimated
         drawings["effects"] = lambda: figures.draw_effects(mains)
         parts += ["## Effects", page.method(designed), _image("effects")]
         parts += [page.effect_table(mains), "### Interactions", page.interaction_table(pairs)]
+    elif len(designed):
+        parts += ["## Effects", page.incomplete(designed)]
     parts += [
         "## What the data say of a constant start",
         page.prediction_table(predicted, in_data.total),
@@ -102,7 +105,7 @@ def make(options: StudyOptions) -> None:
         "experiment": options.experiment,
         "floors": floors,
         "predictions": [dataclasses.asdict(each) for each in predicted],
-        "effects": _plain_effects(designed) if len(designed) else [],
+        "effects": _plain_effects(*estimated) if estimated else [],
         "conditions": conditions(table),
     }
     write_atomic(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -227,12 +230,17 @@ def _images(rows: pd.DataFrame, options: StudyOptions) -> NDArray[np.uint8]:
 
 def _effects(
     designed: pd.DataFrame,
-) -> tuple[dict[str, list[Effect]], dict[str, list[Effect]]]:
-    """Main effects, ordered by what they do to zeros, and interactions, by measure."""
-    found = {
-        measure: effects(designed, measure, "network", _levels(TRAINING), _levels(SAMPLING))
-        for measure in page.EXPLAINED
-    }
+) -> tuple[dict[str, list[Effect]], dict[str, list[Effect]]] | None:
+    """Main effects, by what they do to zeros, and interactions; None where sets are missing."""
+    if designed.empty:
+        return None
+    try:
+        found = {
+            measure: effects(designed, measure, "network", _levels(TRAINING), _levels(SAMPLING))
+            for measure in page.EXPLAINED
+        }
+    except ValueError:
+        return None
     zeros = [e for e in found["zero_ratio"] if len(e.factors) == 1]
     order = sorted(range(len(zeros)), key=lambda i: -abs(zeros[i].size))
     mains = {name: [every[i] for i in order] for name, every in found.items()}
@@ -244,11 +252,10 @@ def _levels(factors: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ..
     return {factor: tuple(levels) for factor, levels in factors.items()}
 
 
-def _plain_effects(designed: pd.DataFrame) -> list[dict[str, Any]]:
-    mains, pairs = _effects(designed)
+def _plain_effects(*parts: Mapping[str, list[Effect]]) -> list[dict[str, Any]]:
     return [
         {"measure": measure, **dataclasses.asdict(effect)}
-        for part in (mains, pairs)
+        for part in parts
         for measure, every in part.items()
         for effect in every
     ]
