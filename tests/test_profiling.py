@@ -13,7 +13,7 @@ import pytest
 import torch
 from run_comparison import assert_identical
 from test_training import StopAt
-from tiny import replaced, tiny
+from tiny import changed, replaced, tiny
 
 from colddiff.interruption import Interrupted
 from colddiff.run_folder import RunFolder
@@ -42,9 +42,9 @@ def steps_of(folder: RunFolder) -> tuple[int, int]:
 
 def rows(folder: RunFolder) -> list[list[str]]:
     """The table's operators: name, share, self time, …, number of calls."""
-    _, block = folder.profile_table.read_text().split("# of Calls", 1)
-    lines = block.split("---\n")[0].splitlines()[2:] if "---\n" in block else []
-    return [re.split(r"\s{2,}", line.strip()) for line in lines if line.strip("- ")]
+    lines = folder.profile_table.read_text().splitlines()
+    rules = [number for number, line in enumerate(lines) if line.startswith("---")]
+    return [re.split(r"\s{2,}", line.strip()) for line in lines[rules[1] + 1 : rules[2]]]
 
 
 def seconds(text: str) -> float:
@@ -92,7 +92,8 @@ def test_a_profiled_run_is_the_same_and_the_profile_has_the_wanted_steps(tmp_pat
 def test_where_few_steps_are_left_it_profiles_these(
     tmp_path: Path, steps: int, wanted: int, expected: tuple[int, int]
 ) -> None:
-    folder = RunFolder.create(tmp_path, tiny(steps=steps, validate_every=0))
+    sections = {"training": {"steps": steps, "validate_every": 0}, "optimiser": {"warmup_steps": 0}}
+    folder = RunFolder.create(tmp_path, changed(tiny(), sections))
     train(folder, profile_steps=wanted)
     assert steps_of(folder) == expected
     assert annotations(folder)["ProfilerStep"] == expected[1] - expected[0] + 1
