@@ -50,9 +50,8 @@ test-slurm: $(READY)  ## tests on a real Slurm; as root, gets Debian's packages 
 		apt-get install --yes --no-install-recommends $(SLURM_PACKAGES); }
 	COLDDIFF_REQUIRE_SLURM=1 $(BIN)/pytest tests/cluster
 
-bench: $(READY)  ## speed, as ratios to plain references
-	$(BIN)/python benchmarks/degradation.py
-	$(BIN)/python benchmarks/sweep_overhead.py
+bench: $(READY)  ## speed, as ratios to plain references: benchmarks/REPORT.md
+	$(BIN)/python benchmarks/report.py
 
 clean:  ## remove what make made; runs and MLflow's record stay
 	rm -rf $(VENV) reports .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -1,0 +1,124 @@
+"""What the benchmarks compare computes the same; what they print is what was measured."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from plain import PlainTraining, PlainUNet, SequentialBlur, plain_restorer, plain_sample
+from timing import Result, interleaved, row
+from torch import Tensor
+
+from colddiff.batches import batches
+from colddiff.config import RunConfig
+from colddiff.degradation import Blur, build_degradation
+from colddiff.diffusion import sample_algorithm2
+from colddiff.presets import preset
+from colddiff.ranks import ALONE, Group
+from colddiff.restorer import build_restorer
+from colddiff.run_folder import RunFolder
+from colddiff.trainer import Trainer
+from colddiff.unet import load_reference_state_dict
+
+CPU = torch.device("cpu")
+
+
+def small(name: str) -> RunConfig:
+    """A preset with a small network, in float32, as the benchmarks train it."""
+    config = preset(name)
+    training = dataclasses.replace(
+        config.training,
+        batch_size=8,
+        accumulation=1,
+        ema_every=1,
+        ema_start=0,
+        precision="float32",
+        device="cpu",
+    )
+    return dataclasses.replace(
+        config,
+        data=preset("demo").data,
+        degradation=dataclasses.replace(config.degradation, T=6),
+        evaluation=dataclasses.replace(config.evaluation, levels=()),
+        model=dataclasses.replace(config.model, dim=8, mults=(1, 2)),
+        training=training,
+    )
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist-paper"])
+def test_the_plain_loop_trains_the_same_network(tmp_path: Path, name: str) -> None:
+    config = small(name)
+    trainer = Trainer(RunFolder.create(tmp_path, config), config, Group(ALONE, CPU))
+    plain = PlainTraining(config, trainer.restorer, trainer.order)
+    # The Wiener estimate magnifies the walk's rounding, which is no matter of the loop.
+    plain.inputs.degradation = trainer.degradation
+    before = copy.deepcopy(trainer.restorer.state_dict())
+    ours, theirs = (
+        batches(trainer.images, config.data, trainer.order, 0, CPU, 0) for _ in range(2)
+    )
+    expected = [plain.step(next(theirs)) for _ in range(3)]
+    sums = [trainer.interval.sums[0].clone()]
+    for _ in range(3):
+        trainer.train_step(ours)
+        sums.append(trainer.interval.sums[0].clone())
+    losses = torch.stack(sums).diff()
+    torch.testing.assert_close(losses, torch.tensor(expected).double(), rtol=1e-3, atol=0)
+
+    unet = copy.deepcopy(trainer.restorer.unet)
+    assert isinstance(plain.restorer.unet, PlainUNet)
+    load_reference_state_dict(unet, plain.restorer.unet.inner.state_dict())  # type: ignore[arg-type]
+    trained = trainer.restorer.unet.state_dict()
+    for key, value in unet.state_dict().items():
+        moved = (value - before[f"unet.{key}"]).norm()
+        assert (value - trained[key]).norm() <= 0.05 * moved + 1e-6, key
+
+
+def test_the_plain_sampler_is_algorithm_2() -> None:
+    config = small("mnist")
+    restorer = build_restorer(config).eval()
+    plain = plain_restorer(config, restorer).eval()
+    blur, sequential = Blur(config.degradation, 32), SequentialBlur(config.degradation, 1)
+    xT = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 1
+    with torch.no_grad():
+        ours = sample_algorithm2(restorer, blur, xT)
+    theirs = plain_sample(plain, sequential, xT)
+    assert float((ours - xT).abs().max()) > 0.05  # something happened
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-3)
+
+
+def test_the_sequential_blur_is_the_degradation() -> None:
+    config = small("mnist").degradation
+    x0 = 2 * torch.rand(7, 1, 32, 32, generator=torch.Generator().manual_seed(1)) - 1
+    t = torch.arange(7)
+    closed = build_degradation(config, 32)
+    assert isinstance(closed, Blur)
+    torch.testing.assert_close(SequentialBlur(config, 1)(x0, t), closed(x0, t), rtol=0, atol=1e-6)
+
+
+def test_interleaved_takes_turns_and_medians() -> None:
+    order: list[str] = []
+
+    def slow() -> Tensor | None:
+        order.append("slow")
+        time.sleep(0.02 if len(order) != 5 else 0.5)  # one outlier of three
+        return None
+
+    slow_s, fast_s = interleaved(slow, lambda: order.append("fast"), seconds=0, repeats=3)
+    assert order == ["slow", "fast"] * 4
+    assert 0.02 <= slow_s < 0.3 and fast_s < 0.02
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (Result("a", 2.5, 2.0, "1 s"), "| a | 2.5 | 2 | 1 s |"),
+        (Result("a", 1.5, 2.0, "1 s"), "| a | 1.5 | 2 (missed) | 1 s |"),
+        (Result("a", 0.1234, 0, "1 s"), "| a | 0.123 |  | 1 s |"),
+    ],
+)
+def test_a_row_says_what_was_missed(result: Result, expected: str) -> None:
+    assert row(result) == expected
