@@ -19,9 +19,10 @@ import numpy as np
 
 from analysis import collapse_figures as figures
 from analysis import collapse_page as page
-from analysis.collapse_design import SAMPLING, TRAINING, N
+from analysis.collapse_cells import PER_CELL, Cell, cell_table, cells, draw_cells
+from analysis.collapse_data import data_of, of_the_data
+from analysis.collapse_design import SAMPLING, TRAINING
 from analysis.collapse_table import (
-    MEASURES,
     add_recorded,
     conditions,
     factorial,
@@ -38,14 +39,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from analysis.intensity import Prediction
-    from colddiff.config import DataConfig
 
 PAPER = {factor: next(iter(levels)) for factor, levels in SAMPLING.items()}
 CURE = PAPER | {"start": "model", "noise": "0", "levels": "20-10-0"}
 PLAIN = {factor: next(iter(levels)) for factor, levels in TRAINING.items()}
 STUDENT = PLAIN | {"flip": "yes", "discrete": "yes"}
-NEIGHBOURS = 500
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,10 @@ def make(options: StudyOptions) -> None:
     runs = sampling(select_runs(options.experiment, options.tracking_uri, options.preset))
     table = read_sets(runs, options.tracking_uri)
     footer = provenance(runs[runs["colddiff_run_id"].isin(table["network"])], options)
-    data = _data(runs, options)
+    data = data_of(runs, options.data_root)
     tracked, table = table, add_recorded(table, options.recorded)
     designed = factorial(table)
-    floors, predicted, in_data = _of_the_data(data)
+    floors, predicted, in_data = of_the_data(data)
     drawings: dict[str, Callable[[], Figure]] = {}
     parts = ["# Mode collapse"]
     named = _named(table)
@@ -77,6 +75,13 @@ def make(options: StudyOptions) -> None:
         chosen = {name: (rows, pictures.get(name)) for name, rows in named.items()}
         drawings["before_and_after"] = lambda: figures.draw_before_and_after(chosen, in_data.total)
         parts += [_image("before_and_after"), page.comparison(named, floors)]
+    grid = cells(designed)
+    if grid:
+        parts += ["## By training and sampler", cell_table(grid)]
+        examples = _examples(cells(factorial(tracked)), options)
+        if examples:
+            drawings["cells"] = lambda: draw_cells(examples)
+            parts.append(_image("cells"))
     estimated = _effects(designed)
     if estimated:
         mains, pairs = estimated
@@ -115,83 +120,6 @@ def make(options: StudyOptions) -> None:
     sys.stdout.write(markdown)
 
 
-@dataclass(frozen=True)
-class DataClasses:
-    """The training images' classes by intensity."""
-
-    shares: NDArray[Any]
-    """P(class | bin)."""
-    total: tuple[float, ...]
-    """P(class)."""
-    edges: tuple[float, ...]
-
-
-def _data(runs: pd.DataFrame, options: StudyOptions) -> DataConfig:
-    """The data set of the runs, where it is now."""
-    from colddiff.config import DataConfig
-
-    first = runs.iloc[0]
-    root = options.data_root or Path(str(first["params.data.root"]))
-    return DataConfig(
-        name=first["params.data.name"],
-        root=str(root),
-        image_size=int(first["params.data.image_size"]),
-    )
-
-
-def _of_the_data(
-    data: DataConfig,
-) -> tuple[dict[str, dict[str, float]], list[Prediction], DataClasses]:
-    """What real digits score, what perfect restorers make of a mean, and the classes by mean."""
-    import torch
-
-    from analysis.intensity import (
-        BINS,
-        class_given_intensity,
-        intensities,
-        mean_starts,
-        predict,
-    )
-    from colddiff.batches import to_batch
-    from colddiff.classifier import load_digit_classifier
-    from colddiff.collapse import blank, measure, reference_of
-    from colddiff.data import load_images
-    from colddiff.randomness import generator
-
-    train, test = load_images(data, "train"), load_images(data, "test")
-    every = to_batch(train.take(torch.arange(len(train))), data)
-    real = to_batch(test.take(torch.arange(len(test))), data)
-    labels = train.labels
-    assert labels is not None, "digits have labels"
-    n = min(N, len(test))
-    classifier = load_digit_classifier()
-    reference = reference_of(every, labels, real, classifier)
-    # At random, because MNIST's first test digits are the neater ones.
-    some = torch.randperm(len(real), generator=generator(0, "test digits"))[:n]
-    measured = measure(real[some], reference, classifier)
-    floors = {f"{n:,} test digits": _floor(dataclasses.asdict(measured))}
-    drawn = labels[torch.randint(len(labels), (n,), generator=generator(0, "labels"))]
-    shares = torch.bincount(labels, minlength=10).double() / len(labels)
-    found = torch.bincount(drawn, minlength=10).double() / n
-    floors["labels drawn at random"] = {
-        "n": n,
-        "zero_ratio": float(found[0] / shares[0]),
-        "tv_distance": float((found - shares).abs().sum() / 2),
-    }
-    means = intensities(every)
-    starts = mean_starts(means, n)
-    predicted = predict(every, labels, starts, min(NEIGHBOURS, len(every)), is_blank=blank)
-    table = class_given_intensity(means, labels, BINS)
-    return floors, predicted, DataClasses(table.shares, tuple(shares.tolist()), table.edges)
-
-
-def _floor(quality: Mapping[str, Any]) -> dict[str, float]:
-    measures = {"zero_ratio": quality["ratios"][0], "tv_distance": quality["total_variation"]}
-    return {"n": quality["n"], **measures} | {
-        name: quality[name] for name in MEASURES if name not in measures
-    }
-
-
 def _named(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The sets of the first figure, from the student's way to the cure; hot diffusion."""
     last = table[table["step"] == 0]
@@ -226,6 +154,17 @@ def _images(rows: pd.DataFrame, options: StudyOptions) -> NDArray[np.uint8]:
         with np.load(path) as arrays:
             images: NDArray[np.uint8] = arrays["images"][..., 0]
     return images
+
+
+def _examples(
+    grid: Mapping[Cell, pd.DataFrame], options: StudyOptions
+) -> dict[Cell, NDArray[np.uint8]]:
+    """The first image of each of some sets of one network, by cell."""
+    return {
+        place: np.stack([_images(rows.iloc[[i]], options)[0] for i in range(PER_CELL)])
+        for place, rows in grid.items()
+        if len(rows) >= PER_CELL
+    }
 
 
 def _effects(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tracked_runs import EXPERIMENT, Store, error_line
 
-from analysis import mode_collapse
+from analysis import collapse_data
 from analysis.collapse_design import CURE, SAMPLING, SEEDS, TRAINING, N, samples_of
 from analysis.collapse_table import sampling_level
 from analysis.mode_collapse import main
@@ -68,7 +68,7 @@ class Study:
             record = {"settings": values, "quality": quality(*truth(levels, settings.step))}
             path = folder / f"{settings.slug}.json"
             path.write_text(json.dumps(record))
-            if settings.step == 0 and len(sets) > 16:
+            if settings.step == 0:
                 np.savez(path.with_suffix(".npz"), images=np.zeros((20, 28, 28, 1), np.uint8))
         self.store.client.log_artifacts(mlflow_id, str(folder), "samples")
 
@@ -90,7 +90,7 @@ def made(study: Study, *options: str) -> Path:
     out = study.folder / "out"
     common = ["--experiment", EXPERIMENT, "--tracking-uri", study.store.uri, "--out", str(out)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mode_collapse, "N", 200)  # real digits that are measured
+        patch.setattr(collapse_data, "N", 200)  # real digits that are measured
         assert main([*common, *options]) == 0
     return out
 
@@ -132,10 +132,16 @@ def test_the_page_leads_with_the_largest_cause(results: Path) -> None:
     assert first[0] == "flip: yes"
     assert set(first[1:]) == {"start: real", "start: model"}
     assert "flip: yes x algorithm: 1" in text.split("### Interactions")[1]
-    for name in ("before_and_after", "effects", "intensity", "training"):
+    for name in ("before_and_after", "cells", "effects", "intensity", "training"):
         assert (results / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in text
     assert "| 200 test digits " in text
+    # The mean over the four starts: 1 + 3 / 2, 2 of flips, 4 of flips with Algorithm 1; halved.
+    part = text.split("## By training and sampler")[1].split("## Effects")[0]
+    cells = [[cell.strip() for cell in line.split("|")[1:6]] for line in part.splitlines()]
+    assert ["L1", "Algorithm 2, all", "8", "1.25", "0.0%"] in cells
+    assert ["L1, flips", "Algorithm 1, 20-10-0", "8", "4.25", "0.0%"] in cells
+    assert ["L2, flips, rounding", "Algorithm 2, all", "8", "2.25", "10.0%"] in cells
     curve = text.split("## Along training")[1]
     assert "plain training, the paper's sampler" in curve
     assert " 500 | " in curve and " 1500 | " in curve
