@@ -23,6 +23,7 @@ from colddiff.config import RunConfig
 from colddiff.degradation import build_degradation
 from colddiff.diffusion import restoration_loss
 from colddiff.inputs import Inputs
+from colddiff.presets import preset
 from colddiff.ranks import ALONE, Group
 from colddiff.restorer import build_restorer
 from colddiff.run_folder import RunFolder
@@ -140,3 +141,30 @@ def test_the_watch_sees_what_waits(wrong: str) -> None:
                 x.cpu()
     with pytest.raises(DataDependentOutputException), FakeTensorMode():
         torch.empty(3, device="cuda").sum().item()
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # CPU only
+@pytest.mark.parametrize("name", ["mnist", "mnist-paper", "mnist-hot", "cifar10"])
+def test_network_and_loss_are_one_captured_region(name: str) -> None:
+    """No break in the graph, and none made anew for other images, levels or weights."""
+    config = preset(name)
+    config = replaced(config, "model", dim=32, mults=(1, 2), dropout=0.0)
+    restorer, size = build_restorer(config), config.data.image_size
+
+    def loss(xt: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        return restoration_loss(restorer, xt, t, x0, "l1", bounded=config.model.bounded)
+
+    torch._dynamo.reset()
+    captured = torch.compile(loss, fullgraph=True, backend="eager")
+    source = torch.Generator().manual_seed(0)
+    for level in (1, 2):
+        x0 = 2 * torch.rand(2, config.data.channels, size, size, generator=source) - 1
+        t = torch.tensor([level, config.degradation.T])
+        with torch.compiler.set_stance("default" if level == 1 else "fail_on_recompile"):
+            found = captured(x0 / level, t, x0)
+        expected = loss(x0 / level, t, x0)
+        torch.testing.assert_close(found, expected)
+        found.backward()
+        with torch.no_grad():
+            for value in restorer.parameters():
+                value -= 0.01 * value.grad
