@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import json
-import math
 import os
 import tempfile
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,9 @@ def load_runs(
     """One row a run of ``experiment``, newest first, from the MLflow store at ``uri``.
 
     Columns: ``run_id`` (MLflow's), ``colddiff_run_id``, ``dataset``, ``preset``, ``T``, ``seed``,
-    ``git_sha``, ``git_dirty``, ``status``, ``started_ms``, ``split``, ``params.*`` (text) and the
-    latest ``metrics.*``. Runs without the tag ``colddiff.run_id`` (parents of sweeps) are left out.
+    ``git_sha``, ``git_dirty``, ``status``, ``started_ms``, ``artifact_uri``, ``split``,
+    ``params.*`` (text) and the latest ``metrics.*``. Runs without the tag ``colddiff.run_id``
+    (parents of sweeps) are left out.
 
     Raises:
         AnalysisError: if the store cannot be read or has no such experiment.
@@ -51,10 +52,11 @@ def load_runs(
         rows: list[dict[str, Any]] = []
         token: str | None = None
         while True:
-            runs = client.search_runs(
-                [found.experiment_id], text, max_results=page, page_token=token
-            )
-            rows += [_row(run) for run in runs if "colddiff.run_id" in run.data.tags]
+            with _uncollected():
+                runs = client.search_runs(
+                    [found.experiment_id], text, max_results=page, page_token=token
+                )
+                rows += [_row(run) for run in runs if "colddiff.run_id" in run.data.tags]
             token = runs.token
             if not token:
                 break
@@ -90,7 +92,8 @@ def select_runs(experiment: str, uri: str | None = None, preset: str | None = No
         raise AnalysisError(
             f"no finished run {where} is evaluated: `python jobs/launch.py evaluate` does it"
         )
-    scopes = [_scope(run, uri) for run in runs.to_dict("records")]
+    told = runs.reindex(columns=["artifact_uri", f"{RESULT}samples", "split"]).to_numpy().tolist()
+    scopes = [_scope(root, samples, split, uri) for root, samples, split in told]
     runs["samples"] = pd.array([samples for samples, _ in scopes], dtype="Int64")
     runs["split"] = pd.Series([split for _, split in scopes], dtype=object)
     return runs
@@ -104,19 +107,16 @@ def download(
     Raises:
         AnalysisError: if the run has no such artifact or the store cannot be read.
     """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     with reading(uri) as client:
-        parent = str(Path(artifact).parent)
-        listed = client.list_artifacts(run_id, None if parent == "." else parent)
-        if artifact not in [entry.path for entry in listed]:
+        # By artifact URI: the client's own download looks the run up three times a file.
+        root = client.get_run(run_id).info.artifact_uri
+        if not _exists(f"{root}/{artifact}", uri):
             raise AnalysisError(
                 f"MLflow run {run_id} has no artifact {artifact!r}: evaluate the run again with "
                 "`python jobs/launch.py evaluate`, or send what is missing with "
                 "`python jobs/launch.py sync`"
             )
-        return Path(client.download_artifacts(run_id, artifact, str(folder) if folder else None))
+        return _copied(f"{root}/{artifact}", uri, folder)
 
 
 def artifacts(run_id: str, folder: str, uri: str | None = None) -> list[str]:
@@ -132,19 +132,11 @@ def generated_sets(
 
     The records are copied into ``folder`` on the way.
     """
-    from mlflow.artifacts import download_artifacts
-
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    folder.mkdir(parents=True, exist_ok=True)
     with reading(uri) as client:
-        # By artifact URI: the client's own download looks the run up three times a file.
-        root, store = client.get_run(run_id).info.artifact_uri, resolve_uri(uri)
+        root = client.get_run(run_id).info.artifact_uri
         for path in artifacts(run_id, "samples", uri):
             if Path(path).name.startswith("generated-") and path.endswith(".json"):
-                copy = download_artifacts(
-                    artifact_uri=f"{root}/{path}", dst_path=str(folder), tracking_uri=store
-                )
-                yield path, json.loads(Path(copy).read_text())
+                yield path, json.loads(_copied(f"{root}/{path}", uri, folder).read_text())
 
 
 def sampling(runs: pd.DataFrame) -> pd.DataFrame:
@@ -177,7 +169,7 @@ def resolve_uri(uri: str | None) -> str:
 
 _COLUMNS = (
     "run_id", "colddiff_run_id", "dataset", "preset", "T", "seed",
-    "git_sha", "git_dirty", "status", "started_ms", "split", "eval_git_sha",
+    "git_sha", "git_dirty", "status", "started_ms", "artifact_uri", "split", "eval_git_sha",
 )  # fmt: skip
 
 
@@ -196,6 +188,7 @@ def _row(run: Run) -> dict[str, Any]:
         "git_dirty": tags.get("colddiff.git_dirty", "").lower() == "true",
         "status": run.info.status,
         "started_ms": run.info.start_time,
+        "artifact_uri": run.info.artifact_uri,
         "split": tags.get("colddiff.eval_split"),
         "eval_git_sha": tags.get("colddiff.eval_git_sha", ""),
     }
@@ -207,18 +200,51 @@ def _row(run: Run) -> dict[str, Any]:
     return row | metrics
 
 
-def _scope(run: dict[Any, Any], uri: str | None) -> tuple[int | None, str | None]:
-    """Samples and split of a run's evaluation, from MLflow's own fields or evaluation.json."""
-    samples, split = run.get(f"{RESULT}samples", math.nan), run["split"]
+def _scope(
+    root: str, samples: float, split: str | None, uri: str | None
+) -> tuple[int | None, str | None]:
+    """Samples and split of an evaluation: as MLflow has them, else from its evaluation.json."""
     if samples == samples and isinstance(split, str):
         return int(samples), split
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = download(run["run_id"], "evaluation.json", uri, Path(folder))
-        except AnalysisError:
-            return None, None
-        value = json.loads(path.read_text())
-    return int(value["samples"]), str(value["split"])
+    file = f"{root}/evaluation.json"
+    with contextlib.suppress(AnalysisError), tempfile.TemporaryDirectory() as folder, reading(uri):
+        if _exists(file, uri):
+            value = json.loads(_copied(file, uri, Path(folder)).read_text())
+            return int(value["samples"]), str(value["split"])
+    return None, None
+
+
+def _exists(artifact: str, uri: str | None) -> bool:
+    """Whether an artifact URI names something."""
+    from mlflow.artifacts import list_artifacts
+
+    parent, _, name = artifact.rpartition("/")
+    listed = list_artifacts(artifact_uri=parent, tracking_uri=resolve_uri(uri))
+    return name in [Path(entry.path).name for entry in listed]
+
+
+def _copied(artifact: str, uri: str | None, folder: Path | None) -> Path:
+    """The local path of what an artifact URI names, copied into ``folder`` where one is given."""
+    from mlflow.artifacts import download_artifacts
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    target, store = None if folder is None else str(folder), resolve_uri(uri)
+    return Path(download_artifacts(artifact_uri=artifact, dst_path=target, tracking_uri=store))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the garbage collector, which else takes much of a long query's time.
+
+    SQLAlchemy makes a hundred objects a run, none of them garbage before the page is read.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _integer(text: str | None) -> int | None:
@@ -252,7 +278,7 @@ def _existing(client: MlflowClient) -> str:
     return f"in {mask_secrets(client.tracking_uri)}, which has: {', '.join(names) or 'none'}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def reading(uri: str | None) -> Iterator[MlflowClient]:
     """A client whose failures come out as one :class:`AnalysisError`."""
     from colddiff.tracking import TrackingError, open_client, store_errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The recorded configuration; raises ``ValueError`` naming a file that is not one."""
         try:
-            return RunConfig.from_json(self.config_file.read_text())
+            return _read_config(self.config_file.read_text())
         except ValueError as error:
             raise ValueError(f"{self.config_file}: {error}") from None
 
@@ -191,3 +192,9 @@ class RunFolder:
         difference = git_diff()
         if difference:
             write_atomic(self.path / "environment.diff", difference)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_config(text: str) -> RunConfig:
+    """Remembered, because ``status`` needs each several times, and checking it takes long."""
+    return RunConfig.from_json(text)

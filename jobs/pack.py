@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import submitit
-
 from colddiff.interruption import Interrupted, StopRequest
 from jobs import environment
 
 if TYPE_CHECKING:
+    import submitit
+
     from jobs.cluster import Submitted
     from jobs.tasks import AnyTask
 
@@ -107,6 +107,8 @@ class PackedTask:
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit requeues: the same again. What is complete ends at once."""
+        import submitit
+
         return submitit.helpers.DelayedSubmission(self)
 
 

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import submitit
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from colddiff.config import EvaluationConfig, GenerationConfig
@@ -27,6 +26,9 @@ from colddiff.run_folder import RunFolder
 from colddiff.schema import build
 from jobs import environment
 from jobs.measuring import evaluate_run, generate_sets
+
+if TYPE_CHECKING:
+    import submitit
 
 log = logging.getLogger("colddiff.jobs")
 REQUEUED_CLAIM_S = 150.0
@@ -125,6 +127,8 @@ class Task:
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit requeues: the same task. The state is on disk already."""
+        import submitit
+
         return submitit.helpers.DelayedSubmission(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,6 +242,8 @@ class ReportTask:
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit requeues: the same again."""
+        import submitit
+
         return submitit.helpers.DelayedSubmission(self)
 
     def to_dict(self) -> dict[str, Any]:
