@@ -190,6 +190,7 @@ def test_a_renamed_run_folder_is_still_that_run(place: Path) -> None:
     assert not folder.path.exists()
 
 
+@pytest.mark.usefixtures("no_backoff")
 def test_a_dead_tracking_server_stops_no_training(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
