@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SLURM_PACKAGES := munge mariadb-server slurm-client slurmctld slurmd slurmdbd postgresql
 
-.PHONY: help setup demo test lint typecheck unit test-slurm bench clean
+.PHONY: help setup demo test lint typecheck unit test-slurm slurm-packages bench clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -19,7 +19,10 @@ $(READY): pyproject.toml
 		{ echo "colddiff needs Python 3.11 or newer: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	@# pip would compile one file after the other, and the tests of all libraries. Some files are
+	@# for other Pythons, and do not compile.
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 	@touch $(READY)
 
 demo: $(READY)  ## train, evaluate, table and figure on real digits; minutes on two cores
@@ -44,11 +47,13 @@ unit: $(READY)  ## pytest with coverage of colddiff
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile \
 		--cov --cov-report=term --cov-fail-under=90
 
-test-slurm: $(READY)  ## tests on a real Slurm; as root, gets Debian's packages of it
+test-slurm: $(READY) slurm-packages  ## tests on a real Slurm; as root, gets Debian's packages of it
+	COLDDIFF_REQUIRE_SLURM=1 $(BIN)/pytest tests/cluster
+
+slurm-packages:
 	@test "$$(id -u)" = 0 || { echo "make test-slurm starts daemons: run it as root"; exit 1; }
 	@dpkg --status $(SLURM_PACKAGES) >/dev/null 2>&1 || { apt-get update && \
 		apt-get install --yes --no-install-recommends $(SLURM_PACKAGES); }
-	COLDDIFF_REQUIRE_SLURM=1 $(BIN)/pytest tests/cluster
 
 bench: $(READY)  ## speed, as ratios to plain references: benchmarks/REPORT.md
 	$(BIN)/python benchmarks/report.py

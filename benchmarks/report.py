@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import degradation
+import overheads
 import packing
 import sampling
+import table1_runs
 import training_step
 import tyro
 from timing import Result, machine, row
@@ -26,6 +28,8 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Result]]] = {
     "training_step": training_step.measure,
     "sampling": sampling.measure,
     "packing": packing.measure,
+    "overheads": overheads.measure,
+    "table1_runs": table1_runs.measure,
 }
 
 
@@ -40,7 +44,9 @@ class Report:
 
     def write(self, seconds: float) -> None:
         """Both files."""
-        ratios = {each.name: each.ratio for part in self.results.values() for each in part}
+        ratios = {
+            each.name: each.ratio for part in self.results.values() for each in part if each.ratio
+        }
         value = {"machine": self.where, "seconds": round(seconds), "ratios": ratios}
         write_json(self.folder / "report.json", value)
         write_atomic(self.folder / "REPORT.md", self._page(seconds))

@@ -19,7 +19,7 @@ class Result:
 
     name: str
     ratio: float
-    """The reference's time over ours, or what is allowed over what was measured."""
+    """The reference's time over ours, or what is allowed over what was measured; 0 for neither."""
     target: float
     """The ratio asked for; 0 where none is."""
     text: str
@@ -71,4 +71,5 @@ def table(results: Iterable[Result]) -> None:
 def row(result: Result) -> str:
     """A result as a line of the table."""
     wanted = "" if not result.target else f"{result.target:g}" + (" (missed)" * result.missed)
-    return f"| {result.name} | {result.ratio:.3g} | {wanted} | {result.text} |"
+    ratio = f"{result.ratio:.3g}" if result.ratio else ""
+    return f"| {result.name} | {ratio} | {wanted} | {result.text} |"

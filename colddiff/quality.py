@@ -71,10 +71,9 @@ def generation_quality(
 
 def distance_to_training(images: Tensor, config: RunConfig, device: torch.device) -> float:
     """FID(digits) of ``images`` from training images alone, for choosing by; see Quality."""
-    classifier = load_digit_classifier(device)
-    x0, _ = training_digits(config.data, config.training.batch_size)
-    features = (metrics.digit_features(each, classifier) for each in (images, x0))
-    return metrics.frechet_distance(*features)
+    features = metrics.digit_features(images, load_digit_classifier(device))
+    known = training_features(config.data, config.training.batch_size, str(device))
+    return metrics.frechet_distance(features, known)
 
 
 @functools.lru_cache(maxsize=2)
@@ -85,6 +84,13 @@ def training_digits(data: DataConfig, batch_size: int) -> tuple[Tensor, Tensor]:
     labels = training.labels
     assert labels is not None, "digits have labels"
     return to_batch(training.take(chosen), data), labels[chosen]
+
+
+@functools.lru_cache(maxsize=2)
+def training_features(data: DataConfig, batch_size: int, device: str) -> Tensor:
+    """Of :func:`training_digits`, once a process: all trials of a study are compared with them."""
+    x0, _ = training_digits(data, batch_size)
+    return metrics.digit_features(x0, load_digit_classifier(torch.device(device)))
 
 
 @functools.lru_cache(maxsize=2)

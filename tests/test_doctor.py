@@ -313,6 +313,7 @@ def test_a_server_of_another_version() -> None:
     assert found.verdict == "warning" and "2.22.0" in found.found and "2.22.0" in found.mend
 
 
+@pytest.mark.usefixtures("no_backoff")
 def test_a_server_that_is_gone_keeps_the_secret() -> None:
     found = check_store("http://ann:hunter2@127.0.0.1:1", "colddiff")
     assert found.verdict == "FAIL" and "--offline" in found.mend

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import replaced, tiny
+from tracked_runs import fresh_store
 
 from colddiff.config import RunConfig
 from colddiff.files import write_json
@@ -37,6 +38,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = replaced(tiny(steps=12, validate_every=6), "evaluation", samples=20, images=12)
     (tmp_path / "tiny.json").write_text(config.to_json())
     return tmp_path
+
+
+@pytest.fixture
+def with_store(place: Path) -> None:
+    """MLflow's database is there already, as after a first launch."""
+    fresh_store(place)
 
 
 def the_run(place: Path) -> RunFolder:
@@ -139,6 +146,7 @@ def test_train_evaluate_and_a_second_run(place: Path, capfd: pytest.CaptureFixtu
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
+@pytest.mark.usefixtures("with_store")
 def test_evaluate_generate_status_and_sync(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train("--no-evaluate") == 0
     folder = the_run(place)
@@ -159,6 +167,7 @@ def test_evaluate_generate_status_and_sync(place: Path, capfd: pytest.CaptureFix
     assert "0 metric values and 0 artifacts sent" in capfd.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("with_store")
 def test_evaluate_goes_back_to_what_is_asked_for(place: Path) -> None:
     """A value that equals the default was still asked for."""
     assert train("--no-evaluate") == 0
@@ -171,6 +180,7 @@ def test_evaluate_goes_back_to_what_is_asked_for(place: Path) -> None:
     assert folder.config.evaluation.images == 12  # not asked for: as the run has it
 
 
+@pytest.mark.usefixtures("with_store")
 def test_a_renamed_run_folder_is_still_that_run(place: Path) -> None:
     assert train("--no-evaluate") == 0
     folder = the_run(place)
@@ -180,6 +190,7 @@ def test_a_renamed_run_folder_is_still_that_run(place: Path) -> None:
     assert not folder.path.exists()
 
 
+@pytest.mark.usefixtures("no_backoff")
 def test_a_dead_tracking_server_stops_no_training(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +214,7 @@ def test_an_overridden_preset_does_not_carry_its_name(place: Path) -> None:
     assert labelled(replaced(seed, "model", dim=4)).preset == "demo (changed)"
 
 
+@pytest.mark.usefixtures("with_store")
 def test_sync_settles_runs_whose_process_is_gone(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +236,7 @@ def test_dry_run_makes_nothing(place: Path, capfd: pytest.CaptureFixture[str]) -
     assert sorted(path.name for path in place.iterdir()) == ["tiny.json"]
 
 
+@pytest.mark.usefixtures("with_store")
 def test_a_run_that_somebody_works_on_is_left_alone(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +274,7 @@ def test_status_tells_a_run_whose_process_is_gone(place: Path) -> None:
     assert "5/12" in row(folder).cells()
 
 
+@pytest.mark.usefixtures("with_store")
 def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_does(place: Path) -> None:
     config = tiny(steps=4000, checkpoint_every=4000, validate_every=0)
     (place / "tiny.json").write_text(config.to_json())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from image_files import write_cifar10, write_images
 from plain_metrics import plain_rmse
+from tracked_runs import fresh_store
 
 from colddiff.run_folder import RunFolder
 from jobs.launch import main
@@ -21,7 +22,7 @@ QUICK = (
 
 @pytest.fixture
 def places(tmp_path: Path) -> list[str]:
-    return ["--runs", str(tmp_path / "runs"), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    return ["--runs", str(tmp_path / "runs"), "--tracking-uri", fresh_store(tmp_path)]
 
 
 def trained(tmp_path: Path) -> RunFolder:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tracked_runs import fresh_store
 
 from colddiff.presets import preset
 from colddiff.run_folder import RunFolder
@@ -156,7 +157,7 @@ set = {{ {settings}{last} }}
 """
     sets = "[generate]\nsets = [{ n = 2 }, { n = 2, step = 1, weights = 'raw', start = 'real' }]"
     path, runs = written(tmp_path, text + sets), tmp_path / "runs"
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = fresh_store(tmp_path)
     common = ["--plan", str(path), "--runs", str(runs), "--tracking-uri", uri]
     assert main(["train", *common, "--cluster", "debug"]) == 0
     folders = [RunFolder(runs / config.run_id) for config in read_plan(path).runs]

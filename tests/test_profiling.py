@@ -14,6 +14,7 @@ import torch
 from run_comparison import assert_identical
 from test_training import StopAt
 from tiny import changed, replaced, tiny
+from tracked_runs import fresh_store
 
 from colddiff.interruption import Interrupted
 from colddiff.run_folder import RunFolder
@@ -143,6 +144,7 @@ def launch(*words: str) -> int:
 def test_the_first_run_that_trains_is_profiled_and_mlflow_gets_it(place: Path) -> None:
     from mlflow import MlflowClient
 
+    client = MlflowClient(fresh_store(place))
     assert launch("--seeds", "0") == 0
     assert launch("--seeds", "0", "1", "2", "--profile-steps", "3") == 0
     by_seed = {f.config.training.seed: f for f in find_runs(place / "runs", ())}
@@ -152,7 +154,6 @@ def test_the_first_run_that_trains_is_profiled_and_mlflow_gets_it(place: Path) -
         2: False,
     }
     assert steps_of(by_seed[1]) == (6, 8)
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     tracked = {run.info.run_name: run.info.run_id for run in client.search_runs(["1"])}
     artifacts = {
         seed: [item.path for item in client.list_artifacts(tracked[f.path.name], "profile")]

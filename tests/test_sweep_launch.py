@@ -18,6 +18,7 @@ import pytest
 from fake_slurm import FakeSlurm, install
 from studies import created, recipe, small_study, states
 from tiny import tiny
+from tracked_runs import fresh_store
 
 from colddiff.files import read_json, write_json
 from jobs.ledger import Entry, Ledger
@@ -170,9 +171,9 @@ def test_a_study_from_start_to_end_in_this_process(
 def test_the_study_is_in_mlflow_with_its_trials_below(place: Path) -> None:
     from mlflow import MlflowClient
 
+    client = MlflowClient(fresh_store(place))
     words = ["start", "--study", "s", "--space", "recipe", "--trials", "1", "--cluster", "debug"]
     assert main([*words, "--config", "tiny.json"]) == 0
-    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("colddiff")
     assert experiment is not None
     runs = {

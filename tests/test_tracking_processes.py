@@ -102,13 +102,6 @@ def test_background_sync_keeps_a_store_up_to_date(tmp_path, raced):
     assert_exactly_the_journal(folder, raced.uri, sync.report.mlflow_run_id)
 
 
-@pytest.fixture
-def no_backoff(monkeypatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
-
-
 def test_unreachable_server_is_one_warning(tmp_path, caplog, no_backoff):
     folder = run_folder(tmp_path / "run", records=3)
     with socket.socket() as taken:  # bound and not listening: every connection is refused

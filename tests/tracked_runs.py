@@ -17,8 +17,15 @@ from colddiff.tracking import initialise_store
 EXPERIMENT = "study"
 
 
+def fresh_store(folder: Path) -> str:
+    """Make ``mlflow.db`` in the folder, without runs; its address."""
+    path = folder / "mlflow.db"
+    path.write_bytes(_migrated())
+    return f"sqlite:///{path}"
+
+
 @functools.cache
-def _fresh_store() -> bytes:
+def _migrated() -> bytes:
     """An SQLite store with its schema: its migrations take seconds, so they run once."""
     with tempfile.TemporaryDirectory() as folder:
         initialise_store(f"sqlite:///{folder}/mlflow.db", "Default")
@@ -31,9 +38,7 @@ class Store:
     def __init__(self, folder: Path, experiment: str = EXPERIMENT) -> None:
         from mlflow import MlflowClient
 
-        path = folder / "mlflow.db"
-        path.write_bytes(_fresh_store())
-        self.uri = f"sqlite:///{path}"
+        self.uri = fresh_store(folder)
         self.client = MlflowClient(self.uri)
         self.experiment_id = self.client.create_experiment(
             experiment, artifact_location=(folder / "artifacts").as_uri()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -169,6 +170,14 @@ def last_step(folder: RunFolder) -> int:
         return -1
     records, _ = read_records(folder.journal)
     return records[-1].step if records else -1
+
+
+def steps_in(seconds: float, folder: RunFolder) -> int:
+    """How many hundreds of steps take at least so long, going by the run in the folder."""
+    records, _ = read_records(folder.journal)
+    first, last = records[0], records[-1]
+    rate = (last.step - first.step) / (last.timestamp_ms - first.timestamp_ms) * 1000
+    return 100 * math.ceil(seconds * rate / 100)
 
 
 def attempts(folder: RunFolder) -> list[dict[str, object]]:

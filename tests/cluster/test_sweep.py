@@ -22,7 +22,7 @@ from sweeps.lease import Leases
 from sweeps.study import StudyConfig, open_study, read_study
 
 TRIALS = 24
-BASE = config(steps=500, checkpoint_every=50, validate_every=250)
+BASE = config(steps=400, checkpoint_every=50, validate_every=200)
 ENQUEUED = [recipe(index) for index in range(TRIALS - 1)]
 
 
