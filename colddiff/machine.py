@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -34,6 +35,8 @@ SLURM_VARIABLES = (
     "SLURM_NTASKS",
     "SLURMD_NODENAME",
 )
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
 CODE_RECORD = "code.json"
 """Beside the packages in a snapshot: ``git_sha``, ``git_dirty``, ``diff`` and ``digest``."""
 
@@ -161,6 +164,18 @@ def computes_bfloat16(device: str) -> bool:
         return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     units = torch.cpu.get_capabilities()
     return any(has and name.endswith("bf16") for name, has in units.items())
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next tensors; nothing with another C library.
+
+    It would give it back to the system, and each training step on a CPU would begin with thousands
+    of page faults (docs/experiments.md). The process stays as large as it ever was.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            libc.mallopt(parameter, 2**31 - 1)
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:

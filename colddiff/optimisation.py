@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colddiff.config import OptimiserConfig
+from colddiff.machine import keep_freed_memory
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
@@ -30,6 +31,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if name == "cpu" or not available:
+        keep_freed_memory()
         return torch.device("cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 

@@ -177,3 +177,31 @@ def test_system_metrics_are_percentages_and_megabytes() -> None:
     }
     for name, value in metrics.items():
         assert 0 <= value <= (100 if name.endswith("percentage") else 1e9)
+
+
+PAGES = """
+import resource, sys, torch
+from colddiff.optimisation import resolve_device
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    resolve_device("cpu")
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(10_000_000).sum()
+before = faults()
+for _ in range(10):
+    torch.ones(10_000_000).sum()  # 40 MB, 10,000 pages
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+def test_work_on_a_cpu_keeps_freed_memory() -> None:
+    found = {}
+    for way in ("given back", "kept"):
+        command = [sys.executable, "-c", PAGES, way]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[way] = int(done.stdout)
+    # Of huge pages there would be fewer faults, but more than of memory that is there.
+    assert found["kept"] < 20 <= found["given back"]
