@@ -120,6 +120,18 @@ def record_all(
     return parent_run_id
 
 
+def untold(study: Study, config: StudyConfig, uri: str, parent_run_id: str) -> list[FrozenTrial]:
+    """Finished trials that no run below the study's names.
+
+    Raises:
+        TrackingError: if the store cannot be reached or refuses.
+    """
+    with _tracked(config, uri) as client:
+        known = sending.numbers_below(client, parent_run_id)
+    trials = study.get_trials(deepcopy=False)
+    return [trial for trial in trials if trial.state.is_finished() and trial.number not in known]
+
+
 class Recorder:
     """A worker's way to MLflow: what fails is said, once, and tried again; it stops no worker."""
 
@@ -149,7 +161,7 @@ class Recorder:
     def study(self, study: Study, *, last: bool = False) -> None:
         """Send the study's state, unless that was done just now; the ``last`` time always."""
         if self._uri and (last or time.monotonic() >= self._next):
-            self._tolerantly(lambda: self._send_study(study))
+            self._tolerantly(lambda: self._send_study(study, last))
 
     def _open(self) -> str:
         if self._parent_run_id is None:
@@ -162,9 +174,12 @@ class Recorder:
             record_trial(self._unsent[0], self._config, self._uri, self._experiment, parent)
             del self._unsent[0]
 
-    def _send_study(self, study: Study) -> None:
+    def _send_study(self, study: Study, last: bool) -> None:
         began = time.monotonic()
         self._send_trials()
+        if last:  # a worker that was killed told the study of trials, and perhaps nobody else
+            for trial in untold(study, self._config, self._uri, self._open()):
+                record_trial(trial, self._config, self._uri, self._experiment, self._open())
         config = read_study(Path(self._config.runs), self._config.name)  # it may have been raised
         record_study(study, config, self._uri, self._open())
         now = time.monotonic()

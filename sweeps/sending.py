@@ -143,6 +143,22 @@ def entry(
     return run
 
 
+def numbers_below(client: MlflowClient, parent_run_id: str) -> set[int]:
+    """The trials that the runs nested under the study's say they are."""
+    experiment_id = client.get_run(parent_run_id).info.experiment_id
+    found: set[int] = set()
+    token: str | None = None
+    while True:
+        terms = f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
+        runs = client.search_runs([experiment_id], terms, max_results=1000, page_token=token)
+        for run in runs:
+            numbers = run.data.tags.get("colddiff.trial", "").split(",")
+            found |= {int(number) for number in numbers if number}
+        token = runs.token
+        if not token:
+            return found
+
+
 def describe(client: MlflowClient, run: Run, trial: FrozenTrial, config: StudyConfig) -> None:
     """Say on a trial's run which trial it is, how it ended and what it was worth."""
     from mlflow.entities import Metric, RunTag

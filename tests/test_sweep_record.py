@@ -20,7 +20,7 @@ from tracked_studies import begin, quality_and_calls, run_trials, small_config, 
 
 from colddiff.config import RunConfig
 from colddiff.run_folder import RunFolder
-from colddiff.tracking import TrackingError
+from colddiff.tracking import TrackingError, push
 from jobs.launch import base_config
 from sweeps import contents, record
 from sweeps.overview import draw
@@ -433,6 +433,29 @@ def test_recorder_goes_on_without_mlflow_and_sends_the_rest_later(
     recorder.study(study, last=True)
     assert len(nested(store, parent)) == 4
     assert store.client.get_run(parent).data.metrics["trials/finished"] == 4
+
+
+def test_the_last_record_has_trials_whose_worker_was_killed(store: Store, tmp_path: Path) -> None:
+    """One was told and not described, one not even sent; what is there already stays as it is."""
+    config = small_config(tmp_path)
+    study = run_trials(config, valley, 4)
+    survivor = Recorder(config, store.uri, EXPERIMENT)
+    survivor.trial(study.trials[0])
+    survivor.trial(study.trials[3])
+    parent = survivor.parent_run_id
+    assert parent is not None
+    push(
+        Path(config.runs) / study.trials[1].user_attrs["run"],
+        store.uri,
+        EXPERIMENT,
+        parent_run_id=parent,
+    )
+    survivor.study(study)
+    numbers = [run.data.tags.get("colddiff.trial") for run in nested(store, parent)]
+    assert sorted(map(str, numbers)) == ["0", "3", "None"]
+    survivor.study(study, last=True)
+    numbers = [run.data.tags.get("colddiff.trial") for run in nested(store, parent)]
+    assert sorted(map(str, numbers)) == ["0", "1", "2", "3"]
 
 
 def test_recorder_without_an_address_does_nothing(tmp_path: Path) -> None:
