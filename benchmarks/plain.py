@@ -88,6 +88,7 @@ class PlainTraining:
         self.config, self.restorer, self.k = config, plain_restorer(config, ours), 0
         blur = SequentialBlur(config.degradation, config.data.channels)
         device = torch.device("cpu")
+        # It needs of a process what a degradation has.
         self.inputs = Inputs(config, order, blur, self.restorer, device)  # type: ignore[arg-type]
         self.average = copy.deepcopy(self.restorer)
         optimiser = config.optimiser
