@@ -13,6 +13,7 @@ import tyro
 from plain import SequentialBlur
 from timing import Result, interleaved, machine, table
 
+from colddiff.config import RunConfig
 from colddiff.degradation import Blur
 from colddiff.presets import preset
 
@@ -25,29 +26,30 @@ LARGEST_DIFFERENCE = 1e-6
 def measure(seconds: float = 10.0, batch: int = 32) -> Iterator[Result]:
     """Each schedule on random images in [-1, 1], with levels spread over 1..T."""
     for name, (key, target) in SCHEDULES.items():
-        config = preset(key)
-        size, channels, T = config.data.image_size, config.data.channels, config.degradation.T
-        source = torch.Generator().manual_seed(0)
-        x0 = 2 * torch.rand(batch, channels, size, size, generator=source) - 1
-        t = torch.linspace(1, T, batch).round().long()  # the same work at every run
-        closed = Blur(config.degradation, size)
-        sequential = SequentialBlur(config.degradation, channels)
-        difference = float((closed(x0, t) - sequential(x0, t)).abs().max())
-        if difference > LARGEST_DIFFERENCE:
-            raise RuntimeError(f"{name}: the two differ by {difference:.1e}")
-        ours, theirs = interleaved(
-            lambda: closed(x0, t),  # noqa: B023
-            lambda: sequential(x0, t),  # noqa: B023
-            seconds=seconds,
-            repeats=2,
-        )
-        yield Result(
-            f"degradation, {name} schedule",
-            theirs / ours,
-            target,
-            f"{1000 * ours:.2f} ms, sequential {1000 * theirs:.0f} ms; {channels}x{size}x{size}, "
-            f"T = {T}, largest difference {difference:.0e}",
-        )
+        yield measure_one(name, preset(key), target, seconds, batch)
+
+
+def measure_one(name: str, config: RunConfig, target: float, seconds: float, batch: int) -> Result:
+    """One schedule; raises ``RuntimeError`` where the two ways differ."""
+    size, channels, T = config.data.image_size, config.data.channels, config.degradation.T
+    source = torch.Generator().manual_seed(0)
+    x0 = 2 * torch.rand(batch, channels, size, size, generator=source) - 1
+    t = torch.linspace(1, T, batch).round().long()  # the same work at every run
+    closed = Blur(config.degradation, size)
+    sequential = SequentialBlur(config.degradation, channels)
+    difference = float((closed(x0, t) - sequential(x0, t)).abs().max())
+    if difference > LARGEST_DIFFERENCE:
+        raise RuntimeError(f"{name}: the two differ by {difference:.1e}")
+    ours, theirs = interleaved(
+        lambda: closed(x0, t), lambda: sequential(x0, t), seconds=seconds, repeats=2
+    )
+    return Result(
+        f"degradation, {name} schedule",
+        theirs / ours,
+        target,
+        f"{1000 * ours:.2f} ms, sequential {1000 * theirs:.0f} ms; {channels}x{size}x{size}, "
+        f"T = {T}, largest difference {difference:.0e}",
+    )
 
 
 def main(seconds: float = 10.0, batch: int = 32) -> None:

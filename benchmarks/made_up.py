@@ -28,11 +28,6 @@ echo "Submitted batch job {ARRAY}"
 """
 
 
-def with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """The same run with another seed."""
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
-
-
 def evaluation_of(number: int) -> dict[str, Any]:
     """The kinds and samples of an ``evaluation.json``: made-up values, others for each number."""
     draws = random.Random(number)

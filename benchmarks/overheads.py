@@ -5,31 +5,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from made_up import MadeUpSlurm, evaluated_run, running_run, with_seed
+from made_up import MadeUpSlurm, evaluated_run, running_run
 from processes import at_most, run_script
 from timing import Result, machine, table
 from tqdm import tqdm
+from trainers import a_trainer, on_digits, with_seed
 
-from colddiff.batches import batches
 from colddiff.checkpoint import save_checkpoint
 from colddiff.checkpoint_writer import CheckpointWriter
-from colddiff.config import RunConfig
 from colddiff.journal import read_records
 from colddiff.presets import preset
-from colddiff.ranks import ALONE, Group
-from colddiff.run_folder import RunFolder
 from colddiff.tracking import BackgroundSync, initialise_store
 from colddiff.trainer import Trainer
 
@@ -43,38 +38,13 @@ ALLOWED_SHARE = 0.01
 JOURNAL_LINES = 120
 
 
-def on_digits(name: str, dim: int, batch: int) -> RunConfig:
-    """A preset at some width and batch, on the images that are always there."""
-    config = preset(name)
-    training = dataclasses.replace(
-        config.training, batch_size=batch, accumulation=1, log_every=LOG_EVERY, device="cpu"
-    )
-    return dataclasses.replace(
-        config,
-        data=preset("demo").data,
-        model=dataclasses.replace(config.model, dim=dim),
-        training=training,
-    )
-
-
-@contextmanager
-def a_trainer(runs: Path, config: RunConfig) -> Iterator[tuple[Trainer, Callable[[], None]]]:
-    """A trainer in a new run folder, and what does one of its steps."""
-    trainer = Trainer(RunFolder.create(runs, config), config, Group(ALONE, CPU))
-    trainer.folder.write_status("running", 0, config.training.steps)
-    assert trainer.journal is not None
-    stream = batches(trainer.images, config.data, trainer.order, 0, CPU, 0)
-    with closing(stream), trainer.journal:
-        yield trainer, lambda: trainer.train_step(stream)
-
-
 def measure_record(seconds: float) -> Iterator[Result]:
     """Journal and MLflow, while a small network trains and its record is sent."""
     config = on_digits("mnist", dim=16, batch=64)
     with tempfile.TemporaryDirectory() as temporary:
         uri = f"sqlite:///{temporary}/mlflow.db"
         initialise_store(uri, "benchmark")  # as the launcher does
-        with a_trainer(Path(temporary), config) as (trainer, step):
+        with a_trainer(config) as (trainer, step):
             sync = BackgroundSync(trainer.folder.path, uri, "benchmark")
             sync.start()
             try:
@@ -146,12 +116,11 @@ def measure_checkpoints(repeats: int) -> Iterator[Result]:
         "authors' network": on_digits("mnist-paper", 64, 2),
     }
     for name, config in sizes.items():
-        with tempfile.TemporaryDirectory() as temporary:
-            with a_trainer(Path(temporary), config) as (trainer, step):
-                step()  # the optimiser has a state then
-                slow, fast = _wait_for_checkpoints(trainer, repeats)
-                (file, *_) = trainer.folder.checkpoints.glob("*.pt")
-                size = file.stat().st_size / 1e6
+        with a_trainer(config) as (trainer, step):
+            step()  # the optimiser has a state then
+            slow, fast = _wait_for_checkpoints(trainer, repeats)
+            (file, *_) = trainer.folder.checkpoints.glob("*.pt")
+            size = file.stat().st_size / 1e6
         text = f"training waits {fast:.3f} s, in the foreground {slow:.3f} s ({size:.0f} MB)"
         yield Result(f"checkpoint, {name}", slow / fast, 0, text)
 

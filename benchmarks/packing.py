@@ -6,78 +6,47 @@ command is the same. ``python benchmarks/packing.py`` takes minutes on two cores
 
 from __future__ import annotations
 
-import dataclasses
-import multiprocessing
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import tyro
+from processes import seconds_together
 from reference_unet import ReferenceUNet
 from timing import Result, interleaved, machine, table
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
-from training_step import CPU, recipe
+from trainers import a_trainer, on_digits, with_seed
 
-from colddiff.batches import batches
 from colddiff.config import RunConfig
-from colddiff.ranks import ALONE, Group
-from colddiff.run_folder import RunFolder
-from colddiff.trainer import Trainer
 
 WARM_UP = 2
 
 
-def seeded(config: RunConfig, seed: int) -> RunConfig:
-    """The same run with another seed."""
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
-
-
 def steps(config: RunConfig, count: int, barrier: Barrier | None = None) -> float:
     """Seconds of ``count`` steps of one run, after the warm-up and a meeting of all processes."""
-    with tempfile.TemporaryDirectory() as runs:
-        trainer = Trainer(RunFolder.create(Path(runs), config), config, Group(ALONE, CPU))
-        stream = batches(trainer.images, config.data, trainer.order, 0, CPU, 0)
+    with a_trainer(config) as (_, step):
         for _ in range(WARM_UP):
-            trainer.train_step(stream)
+            step()
         if barrier is not None:
             barrier.wait(300)
         start = time.perf_counter()
         for _ in range(count):
-            trainer.train_step(stream)
+            step()
         seconds = time.perf_counter() - start
         if barrier is not None:
             barrier.wait(600)
-        assert trainer.journal is not None
-        trainer.journal.close()
     return seconds
 
 
 def side_by_side(config: RunConfig, K: int, count: int) -> float:
     """Seconds until all of K processes have done their steps, with the threads ``--pack`` gives."""
-    context: Any = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(K + 1)
     threads = max(1, len(os.sched_getaffinity(0)) // K)
-    children = [
-        context.Process(target=_child, args=(seeded(config, seed), count, threads, barrier))
-        for seed in range(K)
-    ]
-    for child in children:
-        child.start()
-    barrier.wait(300)
-    start = time.perf_counter()
-    barrier.wait(600)
-    seconds = time.perf_counter() - start
-    for child in children:
-        child.join()
-    return seconds
+    return seconds_together(_child, [(with_seed(config, k), count, threads) for k in range(K)])
 
 
 def _child(config: RunConfig, count: int, threads: int, barrier: Barrier) -> None:
@@ -126,10 +95,10 @@ class Stack:
 
 def measure(K: int = 4, count: int = 20, dim: int = 16, repeats: int = 3) -> Iterator[Result]:
     """Medians of ``repeats`` rounds."""
-    config, images = recipe(dim, 64), K * count * 64
+    config, images = on_digits("mnist", dim, 64), K * count * 64
     alone, packed = [], []
     for _ in range(repeats):
-        alone.append(sum(steps(seeded(config, k), count) for k in range(K)))
+        alone.append(sum(steps(with_seed(config, k), count) for k in range(K)))
         packed.append(side_by_side(config, K, count))
     slow, fast = statistics.median(alone), statistics.median(packed)
     yield Result(

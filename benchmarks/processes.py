@@ -5,15 +5,17 @@ Both are told, because on a busy machine a process mostly waits for its turn.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from timing import Result
 
@@ -61,6 +63,27 @@ def at_most(name: str, allowed: float, processes: Sequence[Ended], more: str = "
     work = statistics.median(process.cpu_seconds for process in processes)
     text = f"{seconds:.2f} s, at most {allowed:g} s ({work:.2f} s of processor time{more})"
     return Result(name, allowed / seconds, 1, text)
+
+
+def seconds_together(target: Callable[..., object], arguments: Sequence[tuple[Any, ...]]) -> float:
+    """From when all of some processes are ready to when all have done their part.
+
+    Each calls ``target`` with its arguments and a barrier, at which it waits before and after.
+    """
+    context: Any = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(len(arguments) + 1)
+    children = [
+        context.Process(target=target, args=(*each, barrier), daemon=True) for each in arguments
+    ]
+    for child in children:
+        child.start()
+    barrier.wait(300)
+    start = time.perf_counter()
+    barrier.wait(600)
+    seconds = time.perf_counter() - start
+    for child in children:
+        child.join()
+    return seconds
 
 
 def _work_of_children() -> float:

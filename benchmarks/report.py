@@ -79,7 +79,9 @@ def main(only: str = "", folder: Path = Path(__file__).parent) -> None:
     wanted = only.split(",") if only else list(BENCHMARKS)
     for name in wanted:
         if name not in BENCHMARKS:
-            sys.exit(f"error: no benchmark {name!r}: there are {', '.join(BENCHMARKS)}")
+            known = ", ".join(BENCHMARKS)
+            print(f"error: --only {name!r} is no benchmark: there are {known}", file=sys.stderr)
+            sys.exit(2)
     report, start = Report(machine(), folder), time.perf_counter()
     print(report.where, flush=True)
     for name in wanted:

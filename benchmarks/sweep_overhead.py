@@ -7,7 +7,6 @@ Both in turn, with equal numbers of processes, on new studies.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import sys
@@ -17,10 +16,11 @@ import uuid
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import optuna
 import tyro
+from processes import seconds_together
 
 from colddiff.machine import git_dirty, git_sha, processor
 from colddiff.uris import mask_secrets
@@ -110,32 +110,13 @@ def trials_per_second(way: Way, url: str, trials: int, processes: int) -> float:
         storage = work.storage()
         study = optuna.create_study(study_name=name, storage=storage)
         try:
-            seconds = timed(work)
+            seconds = seconds_together(work, [(number,) for number in range(processes)])
             done = [trial.state.name for trial in study.get_trials(deepcopy=False)]
             if done != ["COMPLETE"] * trials:
                 raise RuntimeError(f"{way}: {len(done)} trials, of {trials} wanted")
         finally:
             optuna.delete_study(study_name=name, storage=storage)
     return trials / seconds
-
-
-def timed(work: Work) -> float:
-    """Seconds from the first trial to the end of the last process's part."""
-    context: Any = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(work.processes + 1)
-    children = [
-        context.Process(target=work, args=(number, barrier), daemon=True)
-        for number in range(work.processes)
-    ]
-    for child in children:
-        child.start()
-    barrier.wait(120)
-    start = time.perf_counter()
-    barrier.wait(600)
-    seconds = time.perf_counter() - start
-    for child in children:
-        child.join()
-    return seconds
 
 
 def main(trials: int = 200, repeats: int = 3, postgres: str = "") -> None:

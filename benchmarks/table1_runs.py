@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
-from made_up import evaluated_run, evaluation_of, with_seed
+from made_up import evaluated_run, evaluation_of
 from processes import at_most, run_script
 from timing import Result, machine, table
+from trainers import with_seed
 
 from colddiff.config import RunConfig
 from colddiff.presets import preset

@@ -7,74 +7,30 @@ at every step. ``python benchmarks/training_step.py`` takes minutes on two cores
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import tyro
 from plain import PlainTraining
 from timing import Result, interleaved, machine, table
 from torch.utils.flop_counter import FlopCounterMode
+from trainers import CPU, a_trainer, on_digits
 
 from colddiff.batches import batches
 from colddiff.config import RunConfig
 from colddiff.machine import computes_bfloat16
-from colddiff.presets import preset
-from colddiff.ranks import ALONE, Group
-from colddiff.run_folder import RunFolder
-from colddiff.trainer import Trainer
-
-CPU = torch.device("cpu")
-
-
-def authors(batch: int) -> RunConfig:
-    """Their network and optimiser, T = 20, on the embedded digits; one batch a step."""
-    return on_digits(preset("mnist-paper"), batch, dim=64)
-
-
-def recipe(dim: int, batch: int) -> RunConfig:
-    """The preset ``mnist`` at some width, on the embedded digits."""
-    return on_digits(preset("mnist"), batch, dim=dim)
-
-
-def on_digits(config: RunConfig, batch: int, dim: int) -> RunConfig:
-    """The configuration on data that is always there, its weights averaged at each step."""
-    training = dataclasses.replace(
-        config.training,
-        batch_size=batch,
-        accumulation=1,
-        ema_every=1,
-        ema_start=0,
-        precision="bfloat16",  # where the processor has units for it
-        device="cpu",
-    )
-    return dataclasses.replace(
-        config,
-        data=preset("demo").data,
-        degradation=dataclasses.replace(config.degradation, T=20),
-        model=dataclasses.replace(config.model, dim=dim),
-        training=training,
-    )
 
 
 def measure_step(name: str, config: RunConfig, seconds: float, target: float) -> Iterator[Result]:
     """Plain over ours, and how much of the processor's peak ours uses."""
-    with tempfile.TemporaryDirectory() as runs:
-        trainer = Trainer(RunFolder.create(Path(runs), config), config, Group(ALONE, CPU))
-        stream = batches(trainer.images, config.data, trainer.order, 0, CPU, 0)
+    with a_trainer(config) as (trainer, step):
         plain = PlainTraining(config, trainer.restorer, trainer.order)
         fixed = next(batches(trainer.images, config.data, trainer.order, 0, CPU, 0))
-        slow, fast = interleaved(
-            lambda: plain.step(fixed), lambda: trainer.train_step(stream), seconds=seconds
-        )
+        slow, fast = interleaved(lambda: plain.step(fixed), step, seconds=seconds)
         with FlopCounterMode(display=False) as counter:
             plain.step(fixed)
         operations = counter.get_total_flops()
-        assert trainer.journal is not None
-        trainer.journal.close()
     yield Result(f"training step, {name}", slow / fast, target, f"{fast:.3f} s, plain {slow:.3f} s")
     for dtype in (torch.float32, torch.bfloat16):
         if dtype == torch.bfloat16 and not computes_bfloat16("cpu"):
@@ -102,9 +58,13 @@ def peak_flops(dtype: torch.dtype, size: int = 2048, seconds: float = 2.0) -> fl
 
 def measure(seconds: float = 20.0) -> Iterator[Result]:
     """All of them."""
-    yield from measure_step("authors' network, batch 32", authors(32), seconds, 2.0)
+    yield from measure_step(
+        "authors' network, batch 32", on_digits("mnist-paper", 64, 32), seconds, 2.0
+    )
     for dim in (16, 32):
-        yield from measure_step(f"mnist at dim {dim}, batch 64", recipe(dim, 64), seconds, 0)
+        yield from measure_step(
+            f"mnist at dim {dim}, batch 64", on_digits("mnist", dim, 64), seconds, 0
+        )
 
 
 def main(seconds: float = 20.0) -> None:
