@@ -6,7 +6,7 @@ import csv
 import re
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,12 +78,16 @@ def paper_values() -> dict[tuple[str, str, str], str]:
 
 
 def build(runs: pd.DataFrame) -> tuple[Block, ...]:
-    """Blocks of runs of the same dataset, preset and T, as :func:`select_runs` gives them.
+    """Blocks of runs of the same dataset, preset and T, as :func:`select_runs` gives them."""
+    return tuple(_block(*group) for group in recipes(runs))
+
+
+def recipes(runs: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """Dataset, name, T and runs of each recipe; its runs differ in their seed alone.
 
     Runs of one preset with different overrides, or evaluated on different images, are different
-    blocks: their mean would be of nothing. What they differ in is added to the preset's name.
+    recipes: their mean would be of nothing. What they differ in is added to the preset's name.
     """
-    blocks = []
     for (dataset, preset, T), group in runs.groupby(["dataset", "preset", "T"], dropna=False):
         columns = [*recipe_columns(group), "samples", "split"]
         differing = [name for name in columns if group[name].nunique(dropna=False) > 1]
@@ -92,8 +96,7 @@ def build(runs: pd.DataFrame) -> tuple[Block, ...]:
             pairs = zip(differing, values, strict=True)
             text = ", ".join(f"{name.removeprefix('params.')}={value}" for name, value in pairs)
             label = f"{preset}[{text}]" if text else str(preset)
-            blocks.append(_block(str(dataset), label, str(T), part))
-    return tuple(blocks)
+            yield str(dataset), label, str(T), part
 
 
 def without_runs(blocks: Iterable[Block]) -> tuple[Block, ...]:
