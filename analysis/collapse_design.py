@@ -116,13 +116,14 @@ def plan() -> str:
             name = f"{_word(places)}-seed{seed}"
             lists[name] = sets
             runs.append(_run("mnist", f"collapse-{_word(places)}", change, name, seed))
+    naive = {"n": N, "algorithm": "algorithm1"}
     lists["few"] = [{"n": N} | PAPER, {"n": N, "start": "real", "symmetry_noise": 0.0}]
-    lists["few"].append({"n": N} | CURE | {"levels": ""})
+    lists["few"] += [{"n": N} | CURE | {"levels": ""}, naive]
     lists["hot"] = [{"n": N}, {"n": N, "algorithm": "ddim"}, {"n": N, "algorithm": "ddpm"}]
     for T in (10, 40):
         runs.append(_run("mnist", f"collapse-T{T}", SMALL | {"degradation.T": T}, "few", 0))
     runs.append(_run("mnist-hot", "collapse-hot", SMALL, "hot", 0))
-    lists["student"] = [{"n": N} | PAPER, {"n": N} | CURE]
+    lists["student"] = [{"n": N} | PAPER, {"n": N} | CURE, naive]
     runs.append(_run("mnist-student", "mnist-student-small", STUDENT, "student", 0))
     runs.append('[[runs]]\npreset = "mnist-generate"\nseeds = [0, 1, 2]')
     head = (

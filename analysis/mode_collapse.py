@@ -20,6 +20,7 @@ import numpy as np
 from analysis import collapse_figures as figures
 from analysis import collapse_page as page
 from analysis.collapse_cells import PER_CELL, Cell, cell_table, cells, draw_cells
+from analysis.collapse_controls import control_table, controls
 from analysis.collapse_data import data_of, of_the_data
 from analysis.collapse_design import SAMPLING, TRAINING
 from analysis.collapse_table import (
@@ -82,6 +83,9 @@ def make(options: StudyOptions) -> None:
         if examples:
             drawings["cells"] = lambda: draw_cells(examples)
             parts.append(_image("cells"))
+    beside = controls(table)
+    if beside:
+        parts += ["## Other networks, and the plain one beside them", control_table(beside)]
     estimated = _effects(designed)
     if estimated:
         mains, pairs = estimated
