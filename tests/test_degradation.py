@@ -11,6 +11,7 @@ import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from plain_blur import PADDINGS, PAPER, random_images, sequence, taps_by_hand
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from colddiff.config import DegradationConfig
 from colddiff.degradation import (
@@ -52,6 +53,41 @@ def test_agrees_with_the_sequence_of_convolutions_at_mixed_levels(name: str) -> 
     picked = sequence(name, x0)[t, torch.arange(4)]
     torch.testing.assert_close(xt, picked, rtol=0, atol=1e-6 if config.T <= 200 else 3e-6)
     assert torch.equal(xt[0], x0[0])
+
+
+class Made(TorchDispatchMode):
+    """Bytes of all storage that operations make, which is no less than what they need at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, torch.UntypedStorage] = {}  # held, or an address would come again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        storage = out.untyped_storage()
+        self.storages[storage.data_ptr()] = storage
+        return out
+
+    def bytes_besides(self, *given: torch.Tensor) -> int:
+        for each in given:
+            self.storages.pop(each.untyped_storage().data_ptr(), None)
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_memory_grows_with_the_batch_and_not_with_T(channels: int) -> None:
+    made = {}
+    for T, batch in ((20, 8), (200, 8), (20, 32)):
+        blur = Blur(DegradationConfig(T=T, kernel_size=11, sigma=7.0), 32)
+        x0, t = random_images(batch, channels, 32, 32, seed=1), torch.linspace(1, T, batch).long()
+        with Made() as mode:
+            blur(x0, t)
+        made[T, batch] = mode.bytes_besides(x0, t, blur.rows, blur.columns)
+    assert made[20, 8] == made[200, 8]
+    assert made[20, 32] == 4 * made[20, 8]
+    image = channels * 32 * 32 * 4
+    # The batch itself twice, and its two matrices an image, one a channel.
+    assert 4 * image <= made[20, 8] / 8 <= 6 * image
 
 
 @needs_paper_schedule
