@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from analysis.collapse_design import SAMPLING, TRAINING
 from analysis.collapse_page import shown
-from analysis.collapse_table import MEASURES
+from analysis.collapse_table import MEASURES, OTHER, of_the_study
 from analysis.hot_cold import SAMPLERS
 from analysis.report import markdown_table
 
@@ -25,20 +26,23 @@ def controls(table: pd.DataFrame) -> dict[Control, pd.DataFrame]:
     Before them stand those of the design's plain network that were sampled as one of them was.
     """
     last = table[table["step"] == 0]
-    typical = table["T"].mode().iloc[0]
-    study = last["preset"].str.startswith("collapse-") & (last["kind"] == "blur")
-    study &= last["T"] == typical
+    study = of_the_study(last)
     others, plain = last[~study], last[study]
     for factor, levels in TRAINING.items():
         plain = plain[plain[factor] == next(iter(levels))]
     wanted = {_levels(row) for row in others[others["kind"] == "blur"].to_dict("records")}
     plain = plain[[_levels(row) in wanted for row in plain.to_dict("records")]]
     found: dict[Control, list[Any]] = {}
-    for part in (plain, others.sort_values(["kind", "preset", "T"])):
+    for part in (plain, others.sort_values(["kind", "preset", "T"], kind="stable")):
         for index, row in zip(part.index, part.to_dict("records"), strict=True):
-            place = (f"{str(row['preset']).removeprefix('collapse-')}, T = {row['T']}", _way(row))
-            found.setdefault(place, []).append(index)
+            found.setdefault((_network(row), _way(row)), []).append(index)
     return {place: table.loc[rows] for place, rows in found.items()}
+
+
+def _network(row: Mapping[Any, Any]) -> str:
+    dim, steps = json.loads(row["training"])
+    name = str(row["preset"]).removeprefix("collapse-")
+    return f"{name}: T = {row['T']}, dim {dim}, {int(steps):,} steps"
 
 
 def _levels(row: Mapping[Any, Any]) -> tuple[str, ...]:
@@ -46,15 +50,15 @@ def _levels(row: Mapping[Any, Any]) -> tuple[str, ...]:
 
 
 def _way(row: Mapping[Any, Any]) -> str:
-    raw = ", raw weights" * (row["weights"] == "raw")
-    if row["kind"] == "noise":  # whose samplers are no levels of the design
-        names = "|".join(name for _, name in SAMPLERS)
-        match = re.search(rf"-({names})-", row["slug"])
-        return SAMPLERS["noise", match[1]] + raw if match else str(row["slug"])
-    return (
-        f"Algorithm {row['algorithm']}, {row['levels']}; x_T: {row['start']}; "
-        f"noise {row['noise']}{raw}"
-    )
+    if row["kind"] == "noise":
+        name = re.search(rf"-({'|'.join(name for _, name in SAMPLERS)})-", row["slug"])
+        parts = [SAMPLERS["noise", name[1]], row["levels"]] if name else [row["slug"]]
+    else:
+        levels = f"Algorithm {row['algorithm']}, {row['levels']}"
+        parts = [levels, f"x_T: {row['start']}", f"noise {row['noise']}"]
+    if OTHER in (row[factor] for factor in SAMPLING if row["kind"] == "blur"):
+        parts.append(row["slug"])  # which tells apart what is no level of the design
+    return "; ".join([*parts, *(["raw weights"] * (row["weights"] == "raw"))])
 
 
 def control_table(found: Mapping[Control, pd.DataFrame]) -> str:
@@ -64,4 +68,5 @@ def control_table(found: Mapping[Control, pd.DataFrame]) -> str:
         + [shown(measure, float(sets[measure].mean())) for measure in MEASURES]
         for (network, way), sets in found.items()
     ]
-    return markdown_table(["network", "sampler", "seeds", *MEASURES.values()], rows, words=2)
+    header = ["network", "sampler", "networks", *MEASURES.values()]
+    return markdown_table(header, rows, words=2)

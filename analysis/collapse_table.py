@@ -101,13 +101,20 @@ def factorial(table: pd.DataFrame) -> pd.DataFrame:
         wanted = levels_of(flip, discrete, loss, int(row["seed"]))
         return {factor: row[factor] for factor in SAMPLING} in wanted
 
-    rows: pd.DataFrame = table[(table["kind"] == "blur") & (table["step"] == 0)]
-    rows = rows[rows["preset"].str.startswith("collapse-")]
-    if rows.empty:
-        return rows
-    rows = rows[rows["T"] == rows["T"].mode().iloc[0]]
+    rows = table[of_the_study(table) & (table["step"] == 0)]
     mine: pd.DataFrame = rows[[belongs(row) for row in rows.to_dict("records")]]
-    return mine
+    return mine if len(rows) else rows
+
+
+def of_the_study(table: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are of the designed experiment's networks: blur, at the T that most are of."""
+    mine = table["preset"].str.startswith("collapse-") & (table["kind"] == "blur")
+    return mine & (table["T"] == usual_T(table))
+
+
+def usual_T(table: pd.DataFrame) -> int:
+    """The T that most sets are of; others are there to compare it with."""
+    return int(table["T"].mode().iloc[0])
 
 
 def conditions(table: pd.DataFrame) -> list[dict[str, Any]]:

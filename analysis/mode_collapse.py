@@ -29,6 +29,7 @@ from analysis.collapse_table import (
     factorial,
     read_sets,
     sets_as_text,
+    usual_T,
 )
 from analysis.effects import Effect, effects
 from analysis.pictures import render
@@ -127,24 +128,24 @@ def make(options: StudyOptions) -> None:
 def _named(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The sets of the first figure, from the student's way to the cure; hot diffusion."""
     last = table[table["step"] == 0]
+    hot = last["kind"] == "noise"
 
     def chosen(preset: str, levels: Mapping[str, str]) -> pd.DataFrame:
-        rows = last[last["preset"].str.startswith(preset)]
+        rows = last[~hot & last["preset"].str.startswith(preset)]
         for factor, level in levels.items():
             rows = rows[rows[factor] == level]
         return rows
 
     sets = {
-        "student's setting (mnist-student)": chosen("mnist-student", PAPER),
+        "the student's setting": chosen("mnist-student", PAPER),
         "flips and rounding, our optimiser": chosen("collapse-", STUDENT | PAPER),
         "without them, the paper's sampler": chosen("collapse-", PLAIN | PAPER),
         "without them, x_T from a model": chosen("collapse-", PLAIN | CURE),
         "preset mnist-generate": chosen("mnist-generate", CURE),
-        "hot diffusion, DDPM": last[(last["kind"] == "noise") & last["slug"].str.contains("ddpm")],
+        "hot diffusion, DDPM": last[hot & last["slug"].str.contains("ddpm")],
     }
     sets = {name: rows for name, rows in sets.items() if len(rows)}
-    typical = table["T"].mode().iloc[0]
-    return {name: rows[rows["T"] == typical] for name, rows in sets.items()}
+    return {name: rows[rows["T"] == usual_T(table)] for name, rows in sets.items()}
 
 
 def _images(rows: pd.DataFrame, options: StudyOptions) -> NDArray[np.uint8]:

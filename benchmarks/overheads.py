@@ -75,7 +75,7 @@ def _train(
         step()
         if sync.error is not None:
             raise sync.error
-    trainer.log_interval(1.0, None, bar)
+    trainer.log_interval(1, time.perf_counter(), None, bar)
     steps: list[float] = []
     lines: list[float] = []
     worked, start = _work_of(sync), time.perf_counter()
@@ -85,7 +85,7 @@ def _train(
             step()
             steps.append(time.perf_counter() - before)
         before = time.perf_counter()
-        trainer.log_interval(1 / steps[-1], None, bar)
+        trainer.log_interval(1, before, None, bar)
         lines.append(time.perf_counter() - before)
     sending = (_work_of(sync) - worked) / (time.perf_counter() - start)
     return statistics.median(steps), statistics.median(lines), sending

@@ -12,6 +12,7 @@ import torch
 
 from colddiff.batches import batches
 from colddiff.config import RunConfig
+from colddiff.optimisation import resolve_device
 from colddiff.presets import preset
 from colddiff.ranks import ALONE, Group
 from colddiff.run_folder import RunFolder
@@ -49,8 +50,9 @@ def on_digits(name: str, dim: int, batch: int) -> RunConfig:
 @contextmanager
 def a_trainer(config: RunConfig) -> Iterator[tuple[Trainer, Callable[[], None]]]:
     """A trainer in a new run folder, which is taken away again, and what does one of its steps."""
+    device = resolve_device("cpu")  # which has the process keep freed memory, as jobs do
     with tempfile.TemporaryDirectory() as runs:
-        trainer = Trainer(RunFolder.create(Path(runs), config), config, Group(ALONE, CPU))
+        trainer = Trainer(RunFolder.create(Path(runs), config), config, Group(ALONE, device))
         trainer.folder.write_status("running", 0, config.training.steps)
         assert trainer.journal is not None
         stream = batches(trainer.images, config.data, trainer.order, 0, CPU, 0)

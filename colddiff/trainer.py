@@ -141,15 +141,14 @@ class Trainer:
                 profiler.step()
                 bar.update()
                 if self._due(settings.log_every):
-                    rate = (self.step - logged) / (time.perf_counter() - clock)
-                    self.log_interval(rate, report, bar)
+                    self.log_interval(self.step - logged, clock, report, bar)
                     clock, logged = time.perf_counter(), self.step
+                pause = time.perf_counter()
                 if self._due(settings.validate_every):
                     self.validate(report, bar)
-                    clock = time.perf_counter()
                 if self._due(settings.keep_every):
                     self.keep_weights()
-                    clock = time.perf_counter()
+                clock += time.perf_counter() - pause  # no part of the training's speed
                 if self._due(settings.checkpoint_every):
                     self.save()
                     saved = self.step
@@ -209,10 +208,11 @@ class Trainer:
             # Not update_parameters, which asks the device how often it has averaged.
             update_average(self.average, self.restorer, decay)
 
-    def log_interval(self, steps_per_second: float, report: Report | None, bar: tqdm[Any]) -> None:
-        """Read the sums (the one wait for the device), check them, write the record."""
+    def log_interval(self, steps: int, since: float, report: Report | None, bar: tqdm[Any]) -> None:
+        """Check and record what ``steps`` gave ``since`` that time, when the device is done."""
         settings = self.config.training
-        _, loss, norm = self.check_finite()
+        _, loss, norm = self.check_finite()  # the one wait for the device
+        seconds = time.perf_counter() - since
         self.interval = Interval(torch.zeros_like(self.interval.sums))
         if not self.group.ranks.is_main:
             return
@@ -223,7 +223,7 @@ class Trainer:
             "train/learning_rate": learning_rate(
                 self.config.optimiser, self.step - 1, settings.steps
             ),
-            "speed/images_per_second": images_per_step * steps_per_second,
+            "speed/images_per_second": images_per_step * steps / seconds,
         } | system_metrics()
         if self.device.type == "cuda":
             memory = torch.cuda.memory_reserved(self.device)

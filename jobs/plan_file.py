@@ -29,7 +29,7 @@ from colddiff.schema import build, closest
 
 REPORTS = ("table1", "figure3")
 """What ``reproduce`` makes where no plan says otherwise."""
-KNOWN_REPORTS = (*REPORTS, "trajectory", "information_floor", "hot_cold")
+KNOWN_REPORTS = (*REPORTS, "trajectory", "information_floor", "hot_cold", "time_to_quality")
 """Modules of ``analysis`` that need nothing but the experiment."""
 ENTRY = ("preset", "config", "name", "seeds", "set", "generate")
 

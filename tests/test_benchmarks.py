@@ -12,6 +12,7 @@ import torch
 from plain import PlainTraining, PlainUNet, SequentialBlur, plain_restorer, plain_sample
 from timing import Result, interleaved, row
 from torch import Tensor
+from training_step import counted
 
 from colddiff.batches import batches
 from colddiff.config import RunConfig
@@ -122,3 +123,18 @@ def test_interleaved_takes_turns_and_medians() -> None:
 )
 def test_a_row_says_what_was_missed(result: Result, expected: str) -> None:
     assert row(result) == expected
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_operations_of_a_convolution_are_counted_three_times(groups: int, transposed: bool) -> None:
+    """Once forward, once for each gradient; and as often as there are multiplications to do."""
+    kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+    layer = kind(16, 8, 3, padding=1, groups=groups, bias=False)
+    x = torch.rand(4, 16, 5, 6, requires_grad=True)
+    with counted() as forward:
+        out = layer(x)
+    assert forward.get_total_flops() == 2 * 4 * (5 * 6) * (16 * 8 // groups) * 3 * 3
+    with counted() as backward:
+        out.sum().backward()
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()

@@ -49,12 +49,21 @@ class Study:
     def __init__(self, folder: Path) -> None:
         self.store, self.folder = Store(folder), folder
 
-    def network(self, places: tuple[int, int, int], seed: int, sets: list[dict[str, Any]]) -> None:
+    def network(
+        self,
+        places: tuple[int, int, int],
+        seed: int,
+        sets: list[dict[str, Any]],
+        name: str = "",
+        **other: Any,
+    ) -> None:
+        """One of the design's, or with a name and ``other`` parameters one beside it."""
         training, params = {}, dict(PARAMS)
         for (factor, levels), place in zip(TRAINING.items(), places, strict=True):
             training[factor] = list(levels)[place]
             params |= levels[training[factor]]
-        name = "-".join(map(str, places))
+        beside, params = bool(name), params | other
+        name = name or "-".join(map(str, places))
         mlflow_id = self.store.log(
             f"run-{name}-{seed}", preset=f"collapse-{name}", dataset="digits", seed=seed,
             metrics={"direct/rmse": 0.2}, params=params,
@@ -65,7 +74,8 @@ class Study:
             settings = GenerationConfig(**change)
             values = dataclasses.asdict(settings)
             levels = training | {f: sampling_level(f, values) for f in SAMPLING}
-            record = {"settings": values, "quality": quality(*truth(levels, settings.step))}
+            zeros, blank = truth(levels, settings.step)
+            record = {"settings": values, "quality": quality(zeros + beside, blank)}
             path = folder / f"{settings.slug}.json"
             path.write_text(json.dumps(record))
             if settings.step == 0:
@@ -83,6 +93,10 @@ def fill(study: Study, seeds: Sequence[int]) -> None:
                 sets += [each for each in extremes if each not in sets]
                 sets += [each | {"step": step} for each in extremes for step in (500, 1000)]
             study.network((flip, discrete, loss), seed, sets)
+    hot = [{"n": N}, {"n": N, "algorithm": "ddpm"}]
+    for seed in seeds:
+        study.network((0, 0, 0), seed, hot, "hot", **{"degradation.kind": "noise"})
+        study.network((0, 0, 0), seed, [{"n": N}], "T40", **{"degradation.T": 40})
 
 
 def made(study: Study, *options: str) -> Path:
@@ -107,6 +121,7 @@ def test_the_summary_has_each_condition_and_the_true_effects(results: Path) -> N
     conditions = summary["conditions"]
     for each in conditions:
         zeros, blank = truth(each, each["step"])
+        zeros += each["preset"] in ("collapse-hot", "collapse-T40")
         assert each["zero_ratio"] == pytest.approx(zeros)
         assert each["blank_rate"] == pytest.approx(blank)
         assert each["unreadable_rate"] == pytest.approx(2 * blank)
@@ -142,6 +157,18 @@ def test_the_page_leads_with_the_largest_cause(results: Path) -> None:
     assert ["L1", "Algorithm 2, all", "8", "1.25", "0.0%"] in cells
     assert ["L1, flips", "Algorithm 1, 20-10-0", "8", "4.25", "0.0%"] in cells
     assert ["L2, flips, rounding", "Algorithm 2, all", "8", "2.25", "10.0%"] in cells
+    # Hot diffusion and T = 40 (a zero more each) stand beside the plain network, and not in it.
+    lines = [[cell.strip() for cell in line.split("|")[1:5]] for line in text.splitlines()]
+    assert ["without them, the paper's sampler", "2", "2,000", "2.00"] in lines
+    assert ["hot diffusion, DDPM", "2", "2,000", "3.00"] in lines
+    part = text.split("## Other networks")[1].split("## Effects")[0]
+    rows = [line.split("|")[1:5] for line in part.splitlines() if line.startswith("| ")][2:]
+    assert [(row[0].split(":")[0].strip(), row[1].split(";")[0].strip()) for row in rows] == [
+        ("0-0-0", "Algorithm 2, all"),
+        ("T40", "Algorithm 2, all"),
+        ("hot", "Algorithm 2, fixed noise"),
+        ("hot", "fresh noise (DDPM)"),
+    ]
     curve = text.split("## Along training")[1]
     assert "plain training, the paper's sampler" in curve
     assert " 500 | " in curve and " 1500 | " in curve

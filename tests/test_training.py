@@ -4,6 +4,7 @@ import json
 import math
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,41 @@ class StopAt:
 
 def new_trainer(tmp_path: Path, config: RunConfig) -> Trainer:
     return resumed(RunFolder.create(tmp_path, config))
+
+
+class Clock:
+    """Time that passes only where it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def costs(self, seconds: float, work: Any) -> Any:
+        def working(*values: Any, **named: Any) -> Any:
+            self.now += seconds
+            return work(*values, **named)
+
+        return working
+
+
+def test_speed_is_of_training_steps_and_of_a_device_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 s a step and 2 s that the device is behind at each record; pauses are no part of it."""
+    clock = Clock()
+    monkeypatch.setattr("colddiff.trainer.time", clock)
+    costs = {"train_step": 1, "check_finite": 2, "validate": 100, "keep_weights": 50}
+    for name, seconds in costs.items():
+        monkeypatch.setattr(Trainer, name, clock.costs(seconds, getattr(Trainer, name)))
+    config = tiny(steps=12, log_every=6, validate_every=4, keep_every=3, checkpoint_every=50)
+    folder = RunFolder.create(tmp_path, config)
+    train(folder)
+    name = "speed/images_per_second"
+    records, _ = read_records(folder.journal)
+    speeds = {r.step: r.metrics[name] for r in records if name in r.metrics}
+    assert speeds == {6: pytest.approx(8 * 6 / (6 + 2)), 12: pytest.approx(8 * 6 / (6 + 2))}
 
 
 def resumed(folder: RunFolder) -> Trainer:
