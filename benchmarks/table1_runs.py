@@ -193,6 +193,8 @@ def new_database(url: str) -> Iterator[str]:
 def measure(runs: int = 2000, repeats: int = 3, postgres: str = "") -> Iterator[Result]:
     """Seconds of the table from each store."""
     url, wanted = postgres or os.environ.get("COLDDIFF_POSTGRES", ""), configs(runs)
+    if not url:
+        yield Result(f"Table 1 of {runs:,} runs in Postgres", 0, 0, "not measured: no --postgres")
     for name in ("SQLite", "Postgres") if url else ("SQLite",):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)

@@ -66,8 +66,7 @@ def generate(
     images, record = _made_before(path, step)
     if not record:
         clock = time.perf_counter()
-        sampled = _sampled(restorer, degradation, start, settings, levels, device, progress)
-        images = to_uint8(sampled)
+        images = _sampled(restorer, degradation, start, settings, levels, device, progress)
         record = {
             "settings": dataclasses.asdict(settings),
             "levels": levels,
@@ -97,15 +96,15 @@ def _sampled(
     levels: Sequence[int],
     device: torch.device,
     progress: bool,
-) -> Tensor:
-    """Images in [-1, 1] from ``start``, on the CPU."""
+) -> NDArray[np.uint8]:
+    """Grey levels from ``start``, ``n h w c``; the memory for more is that of one part."""
     made, first = [], 0
     parts = torch.split(start, settings.batch_size)
     for xT in tqdm(parts, desc="generate", disable=None if progress else True):
         sample = _sampler(settings, degradation, restorer, range(first, first + len(xT)))
-        made.append(sample(xT.to(device), levels).clamp(-1, 1).cpu())
+        made.append(to_uint8(sample(xT.to(device), levels)))
         first += len(xT)
-    return torch.cat(made)
+    return np.concatenate(made)
 
 
 def _made_before(path: Path, step: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:

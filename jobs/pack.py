@@ -88,8 +88,10 @@ class PackedTask:
     def _start(self, number: int) -> subprocess.Popen[bytes]:
         task, logs = self.tasks[number], Path(self.logs[number])
         logs.parent.mkdir(parents=True, exist_ok=True)
-        threads = max(1, len(os.sched_getaffinity(0)) // len(self.tasks))
-        variables = {"OMP_NUM_THREADS": str(threads), **os.environ, environment.PACKED: "1"}
+        given = os.environ.get("OMP_NUM_THREADS", "")  # the job's: the tasks share them
+        threads = int(given) if given.isdigit() else len(os.sched_getaffinity(0))
+        share = {"OMP_NUM_THREADS": str(max(1, threads // len(self.tasks)))}
+        variables = os.environ | share | {environment.PACKED: "1"}
         out, err = logs.with_name(f"{logs.name}.out"), logs.with_name(f"{logs.name}.err")
         with out.open("ab") as stdout, err.open("ab") as stderr:
             child = subprocess.Popen(

@@ -35,6 +35,7 @@ class Nap(Task):
             "begin": time.monotonic(),
             "pid": os.getpid(),
             "gpus": os.environ["CUDA_VISIBLE_DEVICES"],
+            "threads": os.environ.get("OMP_NUM_THREADS"),
             "world_size": ranks().world_size,
             "jobs": jobs.__file__,
         }

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import report
+import table1_runs
 import torch
 from plain import PlainTraining, PlainUNet, SequentialBlur, plain_restorer, plain_sample
 from timing import Result, interleaved, row
 from torch import Tensor
+from tracked_runs import fresh_store
 from training_step import counted
 
+from analysis import table1
 from colddiff.batches import batches
 from colddiff.config import RunConfig
 from colddiff.degradation import Blur, build_degradation
 from colddiff.diffusion import sample_algorithm2
+from colddiff.machine import git_sha
 from colddiff.presets import preset
 from colddiff.ranks import ALONE, Group
 from colddiff.restorer import build_restorer
@@ -138,3 +145,46 @@ def test_operations_of_a_convolution_are_counted_three_times(groups: int, transp
     with counted() as backward:
         out.sum().backward()
     assert backward.get_total_flops() == 2 * forward.get_total_flops()
+
+
+def test_the_report_has_every_result_and_names_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def good() -> Iterator[Result]:
+        yield Result("quick", 3.0, 2.0, "1 s, plain 3 s")
+        yield Result("start", 0, 0, "4 s")
+
+    def bad() -> Iterator[Result]:
+        yield Result("slow", 1.5, 2.0, "1 s, plain 1.5 s")
+        raise RuntimeError("no disk")
+
+    monkeypatch.setattr(report, "BENCHMARKS", {"bad": bad, "good": good})
+    with pytest.raises(SystemExit, match="1"):
+        report.main(folder=tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["ratios"] == {"slow": 1.5, "quick": 3.0}
+    assert written["measured"]["start"] == "4 s"
+    assert written["failures"] == {"bad": "RuntimeError: no disk"}
+    assert (written["commit"], written["machine"]) == (git_sha(), report.machine())
+    page = (tmp_path / "REPORT.md").read_text()
+    assert "| slow | 1.5 | 2 (missed) | 1 s, plain 1.5 s |" in page
+    assert "| start |  |  | 4 s |" in page
+    assert "Stopped: RuntimeError: no disk" in page
+    for words in ({"only": "good"}, {"only": "none", "folder": tmp_path}):
+        with pytest.raises(SystemExit, match="2"):
+            report.main(**words)  # type: ignore[arg-type]
+    assert capsys.readouterr().err.count("error: --only") == 2
+
+
+def test_the_table_of_made_up_runs_has_their_numbers(tmp_path: Path) -> None:
+    runs = table1_runs.configs(12)
+    assert len({config.run_id for config in runs}) == 12
+    uri = fresh_store(tmp_path)
+    assert table1_runs.fill(uri, tmp_path, runs) > 12 * 50
+    words = ["--experiment", table1_runs.EXPERIMENT, "--tracking-uri", uri]
+    assert table1.main([*words, "--out", str(tmp_path)]) == 0
+    file = tmp_path / "table1.csv"
+    assert table1_runs.check(file, runs) > 20
+    file.write_text(file.read_text().replace("0.1", "0.2"))
+    with pytest.raises(RuntimeError, match="went in"):
+        table1_runs.check(file, runs)

@@ -46,9 +46,11 @@ class Constant:
     def __init__(self, value: float) -> None:
         self.value = value
         self.levels: list[int] = []
+        self.sizes: list[int] = []
 
     def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
         assert len(set(t.tolist())) == 1
+        self.sizes.append(len(xt))
         self.levels.append(int(t[0]))
         return torch.full_like(xt, self.value)
 
@@ -92,6 +94,13 @@ def test_images_of_a_trained_run(copied_run: RunFolder) -> None:
     assert not np.array_equal(stored(other), images)
     whole = stored(generate(copied_run, dataclasses.replace(settings, batch_size=13), CPU))
     assert np.abs(whole.astype(int) - images).max() <= 1  # only rounding
+
+
+def test_the_network_never_sees_more_than_a_part(tmp_path: Path) -> None:
+    restorer = Constant(0.0)
+    settings = GenerationConfig(n=13, batch_size=5, levels="4-2-0")
+    generate_with(restorer, tiny(), settings, tmp_path)
+    assert restorer.sizes == [5, 5, 5, 5, 3, 3]  # two levels of each part
 
 
 @pytest.mark.parametrize(

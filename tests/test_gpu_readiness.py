@@ -7,6 +7,7 @@ the CPU, where the operations that would wait are watched for.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import torch
 from tiny import replaced, tiny
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from colddiff.batches import Order, batches
+from colddiff.batches import Order, _pixels, batches
 from colddiff.config import RunConfig
+from colddiff.data import FolderImages
 from colddiff.degradation import build_degradation
 from colddiff.diffusion import restoration_loss
 from colddiff.inputs import Inputs
@@ -31,7 +34,7 @@ from colddiff.trainer import Trainer
 
 aten = torch.ops.aten
 WAITING = {
-    aten._local_scalar_dense,  # item(), bool(), float(), tolist()
+    aten._local_scalar_dense,  # item(), bool(), float()
     aten.is_nonzero,
     aten.equal,
     aten.nonzero,
@@ -56,6 +59,27 @@ class NoWaiting(TorchDispatchMode):
         return out
 
 
+class NothingAsked(TorchFunctionMode):
+    """Refuses what a CPU's tensors answer at once, and a GPU's only when it is done."""
+
+    ASKING = (
+        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__),
+        *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__),
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        assert func not in self.ASKING, f"{func} waits for the device"
+        if func is Tensor.__getitem__:
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            masks = [
+                each for each in places if isinstance(each, Tensor) and each.dtype == torch.bool
+            ]
+            assert not masks, "a mask's count waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
 def configs() -> Iterator[Any]:
     plain = tiny(steps=50)
     yield pytest.param(plain, id="plain")
@@ -76,9 +100,13 @@ def test_a_step_never_waits_for_the_device(tmp_path: Path, config: RunConfig) ->
     trainer = Trainer(folder, config, Group(ALONE, torch.device("cpu")))
     stream = batches(trainer.images, config.data, trainer.order, 0, torch.device("cpu"), 0)
     before = [value.clone() for value in trainer.restorer.parameters()]
-    with NoWaiting():
+    average = [value.data_ptr() for value in trainer.average.parameters()]
+    with NothingAsked(), NoWaiting():
         trainer.train_step(stream)
         trainer.train_step(stream)
+    # What a CUDA graph needs: the average in the same memory, gradients made anew.
+    assert [value.data_ptr() for value in trainer.average.parameters()] == average
+    assert all(value.grad is None for value in trainer.restorer.parameters())
     pairs = zip(before, trainer.restorer.parameters(), strict=True)
     assert trainer.step == 2
     assert any(not torch.equal(old, new) for old, new in pairs)
@@ -102,6 +130,13 @@ def test_states_and_loss_stay_on_the_gpu(
     What the host draws goes there from pinned memory.
     """
     pinned: list[torch.Size] = []
+    uploads: list[bool] = []
+
+    def to(values: Tensor, *places: Any, **named: Any) -> Tensor:
+        moved = original(values, *places, **named)
+        if (values.device.type, moved.device.type) == ("cpu", "cuda"):
+            uploads.append(named.get("non_blocking", False))
+        return moved
 
     def pin(values: Tensor) -> Tensor:
         pinned.append(values.shape)
@@ -113,6 +148,7 @@ def test_states_and_loss_stay_on_the_gpu(
     order = Order(64, config.training.batch_size, 0)
     size = config.data.image_size
     inputs = Inputs(config, order, degradation, restorer, torch.device("cpu"))
+    original = Tensor.to
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         device = torch.device("cuda")
         for module in (degradation, restorer):
@@ -121,12 +157,39 @@ def test_states_and_loss_stay_on_the_gpu(
             config.training.batch_size, config.data.channels, size, size, device=device
         )
         inputs.device, inputs.chosen = device, mode.from_tensor(inputs.chosen).to("cuda")
+        monkeypatch.setattr(Tensor, "to", to)
         with NoWaiting():
             xt, t = inputs(0, x0)
             loss = restoration_loss(restorer, xt, t, x0, "l1", bounded=config.model.bounded)
     assert {xt.device.type, t.device.type, loss.device.type} == {"cuda"}
     assert t.shape in pinned
+    assert uploads
+    assert all(uploads)
     assert (xt.shape, t.shape, loss.shape) == (x0.shape, (len(x0),), ())
+
+
+def test_images_from_files_are_pinned_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Pixels:
+        def to(self, device: torch.device, *, non_blocking: bool = False) -> None:
+            seen.append((device.type, non_blocking))
+
+    def loader(images: Any, *, pin_memory: bool, **named: Any) -> list[Pixels]:
+        seen.append(pin_memory)
+        return [Pixels()]
+
+    monkeypatch.setattr("colddiff.batches.DataLoader", loader)
+    files = FolderImages.__new__(FolderImages)
+    next(_pixels(files, Order(4, 2, 0), 0, torch.device("cuda"), 0))
+    assert seen == [True, ("cuda", True)]
+
+
+@pytest.mark.parametrize("wrong", ["item", "tolist", "numpy", "cpu", "bool", "mask"])
+def test_the_watch_sees_what_a_cpu_answers_at_once(wrong: str) -> None:
+    ways: dict[str, Any] = {"bool": lambda x: bool(x[0] > 0), "mask": lambda x: x[x > 0]}
+    with pytest.raises(AssertionError, match="waits for the device"), NothingAsked():
+        ways.get(wrong, lambda x: getattr(x.sum(), wrong)())(torch.ones(3))
 
 
 @pytest.mark.parametrize("wrong", ["item", "cpu", "branch"])
@@ -141,6 +204,27 @@ def test_the_watch_sees_what_waits(wrong: str) -> None:
                 x.cpu()
     with pytest.raises(DataDependentOutputException), FakeTensorMode():
         torch.empty(3, device="cuda").sum().item()
+
+
+@pytest.mark.parametrize("own_states", [0.0, 0.5])
+def test_a_compiled_training_is_captured_once_and_trains_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_states: float
+) -> None:
+    plain = tiny(steps=50, own_states=own_states)
+    torch._dynamo.reset()
+    whole = functools.partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr("colddiff.trainer.torch.compile", whole)
+    weights = []
+    for name, config in (("plain", plain), ("compiled", replaced(plain, "training", compile=True))):
+        folder = RunFolder.create(tmp_path / name, config)
+        trainer = Trainer(folder, config, Group(ALONE, torch.device("cpu")))
+        stream = batches(trainer.images, config.data, trainer.order, 0, torch.device("cpu"), 0)
+        for k in range(3):
+            with torch.compiler.set_stance("fail_on_recompile" if k else "default"):
+                trainer.train_step(stream)
+        weights.append(list(trainer.restorer.parameters()))
+    for first, second in zip(*weights, strict=True):
+        torch.testing.assert_close(first, second)
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # CPU only

@@ -51,6 +51,7 @@ def test_all_run_at_once_on_the_jobs_gpu_with_logs_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
     gate = str(place / "gate")
     task = packed(place, nap(place, "a", gate=gate), nap(place, "b", gate=gate))
     launch = Launch(place, task)
@@ -59,6 +60,7 @@ def test_all_run_at_once_on_the_jobs_gpu_with_logs_of_their_own(
     launch.wait()
     notes = [note(place, name) for name in "ab"]
     assert [each["gpus"] for each in notes] == ["5", "5"]
+    assert [each["threads"] for each in notes] == ["3", "3"]  # they share the job's
     assert notes[0]["pid"] != notes[1]["pid"]
     outputs = [Path(f"{logs}.out").read_text() for logs in task.logs]
     assert outputs == ["a naps\n", "b naps\n"]
