@@ -45,6 +45,11 @@ WAITING = {
 """Operations whose result, or its shape, the host must know."""
 
 
+traced_on_a_cpu = pytest.mark.filterwarnings(
+    "ignore:Dynamo detected a call to a `functools.lru_cache`"  # of what only a CPU does
+)
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses operations that wait for the device, and copies off it."""
 
@@ -206,6 +211,7 @@ def test_the_watch_sees_what_waits(wrong: str) -> None:
         torch.empty(3, device="cuda").sum().item()
 
 
+@traced_on_a_cpu
 @pytest.mark.parametrize("own_states", [0.0, 0.5])
 def test_a_compiled_training_is_captured_once_and_trains_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_states: float
@@ -227,7 +233,7 @@ def test_a_compiled_training_is_captured_once_and_trains_the_same(
         torch.testing.assert_close(first, second)
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # CPU only
+@traced_on_a_cpu
 @pytest.mark.parametrize("name", ["mnist", "mnist-paper", "mnist-hot", "cifar10"])
 def test_network_and_loss_are_one_captured_region(name: str) -> None:
     """No break in the graph, and none made anew for other images, levels or weights."""
