@@ -110,7 +110,7 @@ def main(only: str = "", folder: Path | None = None) -> None:
             report.failures[name] = f"{type(error).__name__}: {error}"
             print(f"{name}: {report.failures[name]}", file=sys.stderr)
     report.write(time.perf_counter() - start)
-    sys.exit(bool(report.failures))
+    sys.exit(1 if report.failures else 0)
 
 
 if __name__ == "__main__":
