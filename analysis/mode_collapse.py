@@ -99,7 +99,10 @@ def make(options: StudyOptions) -> None:
         "## What the data say of a constant start",
         page.prediction_table(predicted, in_data.total),
     ]
-    by_intensity = {name: _shares(rows) for name, rows in named.items()}
+    told = {  # noise's starts have no intensity that says anything
+        name: rows for name, rows in named.items() if rows.iloc[0]["quality"]["by_intensity"]
+    }
+    by_intensity = {name: _shares(rows) for name, rows in told.items()}
     drawings["intensity"] = lambda: figures.draw_intensity(
         in_data.shares, by_intensity, in_data.edges
     )
@@ -127,7 +130,7 @@ def make(options: StudyOptions) -> None:
 
 def _named(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The sets of the first figure, from the student's way to the cure; hot diffusion."""
-    last = table[table["step"] == 0]
+    last = table[(table["step"] == 0) & (table["T"] == usual_T(table))]
     hot = last["kind"] == "noise"
 
     def chosen(preset: str, levels: Mapping[str, str]) -> pd.DataFrame:
@@ -144,8 +147,7 @@ def _named(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "preset mnist-generate": chosen("mnist-generate", CURE),
         "hot diffusion, DDPM": last[hot & last["slug"].str.contains("ddpm")],
     }
-    sets = {name: rows for name, rows in sets.items() if len(rows)}
-    return {name: rows[rows["T"] == usual_T(table)] for name, rows in sets.items()}
+    return {name: rows for name, rows in sets.items() if len(rows)}
 
 
 def _images(rows: pd.DataFrame, options: StudyOptions) -> NDArray[np.uint8]:

@@ -75,7 +75,10 @@ class Study:
             values = dataclasses.asdict(settings)
             levels = training | {f: sampling_level(f, values) for f in SAMPLING}
             zeros, blank = truth(levels, settings.step)
-            record = {"settings": values, "quality": quality(zeros + beside, blank)}
+            measured = quality(zeros + beside, blank)
+            if name == "hot":  # whose starts have no intensity
+                measured["by_intensity"] = []
+            record = {"settings": values, "quality": measured}
             path = folder / f"{settings.slug}.json"
             path.write_text(json.dumps(record))
             if settings.step == 0:
