@@ -99,10 +99,7 @@ def make(options: StudyOptions) -> None:
         "## What the data say of a constant start",
         page.prediction_table(predicted, in_data.total),
     ]
-    told = {  # noise's starts have no intensity that says anything
-        name: rows for name, rows in named.items() if rows.iloc[0]["quality"]["by_intensity"]
-    }
-    by_intensity = {name: _shares(rows) for name, rows in told.items()}
+    by_intensity = _by_intensity(named)
     drawings["intensity"] = lambda: figures.draw_intensity(
         in_data.shares, by_intensity, in_data.edges
     )
@@ -222,6 +219,15 @@ def _curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
                 rows["at"] = [step or int(steps) for step in rows["step"]]
                 found[f"{what}, {how}"] = rows
     return found
+
+
+def _by_intensity(named: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[Any]]:
+    """The classes by intensity of those sets whose start has one: noise has none."""
+    return {
+        name: _shares(rows)
+        for name, rows in named.items()
+        if rows.iloc[0]["quality"]["by_intensity"]
+    }
 
 
 def _shares(rows: pd.DataFrame) -> NDArray[Any]:
