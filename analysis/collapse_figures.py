@@ -133,11 +133,10 @@ def draw_intensity(
         picture = axes.imshow(
             np.asarray(shares).T, cmap="viridis", vmin=0, vmax=1, aspect="auto", origin="lower"
         )
-        axes.set_title(textwrap.fill(name, 20), fontsize=7)
-        axes.set_xticks([-0.5, len(edges) / 2 - 1, len(edges) - 1.5])
-        axes.set_xticklabels(
-            [f"{edges[0]:.2f}", f"{edges[len(edges) // 2]:.2f}", f"{edges[-1]:.2f}"]
-        )
+        axes.set_title(textwrap.fill(name, 72 // len(every)), fontsize=7)
+        axes.set_xticks([-0.5, len(edges) - 1.5], [f"{edges[0]:.2f}", f"{edges[-1]:.2f}"])
+        for text, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
+            text.set(ha=side, fontsize=7)
         axes.set_yticks(range(CLASSES))
         axes.grid(visible=False)
     panels[0].set_ylabel("class")

@@ -163,7 +163,8 @@ def draw(curves: Sequence[Curve], wanted: Sequence[float]) -> Figure:
         )
     for rmse in wanted:
         axes.axhline(rmse, color=GREY, linestyle=":")
-        axes.annotate(f"{rmse:g}", (1, rmse), xycoords=("axes fraction", "data"), va="center")
+        side = "bottom" if rmse == max(wanted) else "top"
+        axes.annotate(f"{rmse:g}", (1, rmse), xycoords=("axes fraction", "data"), va=side)
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("RMSE of direct restoration")
     figure.legend(loc="outside upper center", ncols=2)
@@ -175,7 +176,8 @@ def make(options: TimeOptions) -> None:
     from colddiff.files import write_atomic
 
     if not options.rmse or min(options.rmse) <= 0:
-        raise AnalysisError(f"--rmse {options.rmse}: some numbers above 0 are wanted")
+        given = " ".join(f"{rmse:g}" for rmse in options.rmse)
+        raise AnalysisError(f"--rmse {given}: some numbers above 0 are wanted")
     runs = select_runs(options.experiment, options.tracking_uri, options.preset)
     curves = read(runs, options.tracking_uri)
     footer = provenance(runs, options)
