@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -159,8 +160,8 @@ def prepare(images: Tensor, config: DataConfig) -> Tensor:
     resize and pad give ``image_size`` squares; crop gives squares of 1.12 times that, of which
     :func:`~colddiff.batches.to_batch` takes a part.
     """
-    import torchvision.transforms.v2.functional as transforms
-
+    # Torch's own operations, the same that torchvision's transforms call: to import those takes
+    # seconds, because they bring torch's compiler, and each job and each launcher would pay.
     size = config.image_size
     height, width = images.shape[-2:]
     if config.preparation == "pad":
@@ -170,14 +171,22 @@ def prepare(images: Tensor, config: DataConfig) -> Tensor:
                 f"got {height} x {width}"
             )
         left, top = (size - width) // 2, (size - height) // 2
-        margins = [left, top, size - width - left, size - height - top]
-        padded: Tensor = transforms.pad(images, margins)
-        return padded
+        margins = [left, size - width - left, top, size - height - top]
+        return F.pad(images, margins)
     target = size if config.preparation == "resize" else int(size * 1.12)
     if (height, width) != (target, target):
-        images = transforms.resize(images, [target], antialias=True)
-        images = transforms.center_crop(images, [target, target])
+        images = _resized(images, target)
+        top, left = (round((length - target) / 2) for length in images.shape[-2:])
+        images = images[..., top : top + target, left : left + target]
     return images
+
+
+def _resized(images: Tensor, shorter: int) -> Tensor:
+    """Bilinear and antialiased, to that length of the shorter side."""
+    height, width = images.shape[-2:]
+    least = min(height, width)
+    to = [shorter * height // least, shorter * width // least]
+    return F.interpolate(images, to, mode="bilinear", antialias=True)
 
 
 def _embedded_digits(config: DataConfig, split: Split) -> TensorImages:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -19,6 +21,7 @@ from image_files import (
     write_mnist,
 )
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
 
 from colddiff.config import DataConfig
 from colddiff.data import TensorImages, load_images, prepare
@@ -86,6 +89,31 @@ def test_resize_scales_the_shorter_side_and_crops_the_centre() -> None:
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
         ours = prepare(tensor, DataConfig(image_size=16))[0].permute(1, 2, 0)
         assert_within_one_level(ours, pil_resized(image, *scaled)[window])
+
+
+def test_images_are_torchvisions_to_the_last_bit() -> None:
+    for height, width in ((28, 28), (40, 23), (23, 40), (20, 20), (31, 33)):
+        images = torch.from_numpy(random_pixels(height, width, 3)).permute(2, 0, 1)[None]
+        resized = transforms.center_crop(transforms.resize(images, [20]), [20, 20])
+        assert torch.equal(prepare(images, DataConfig(image_size=20)), resized)
+        around = [(48 - width) // 2, (48 - height) // 2]
+        around += [48 - width - around[0], 48 - height - around[1]]
+        padded = prepare(images, DataConfig(image_size=48, preparation="pad"))
+        assert torch.equal(padded, transforms.pad(images, around))
+
+
+def test_the_launcher_checks_the_digits_without_torchs_compiler() -> None:
+    code = (
+        "import sys\n"
+        "from colddiff.config import DataConfig\n"
+        "from colddiff.data import load_images\n"
+        "assert len(load_images(DataConfig(), 'train')) == 4000\n"
+        "heavy = {'torchvision', 'torch._dynamo'} & set(sys.modules)\n"
+        "assert 'torch' in sys.modules\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_pad_puts_zeros_around(native_digits: dict[str, TensorImages]) -> None:
