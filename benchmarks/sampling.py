@@ -38,7 +38,7 @@ def calls(restorer: Restorer, xT: torch.Tensor, T: int) -> None:
 
 
 @torch.inference_mode()
-def measure(seconds: float = 20.0, batch: int = 32) -> Iterator[Result]:
+def measure(seconds: float = 60.0, batch: int = 32) -> Iterator[Result]:
     """T = 20 and 200."""
     source = torch.Generator().manual_seed(0)
     xT = torch.rand(batch, 1, 32, 32, generator=source) - 1
@@ -65,7 +65,7 @@ def measure_one(T: int, xT: torch.Tensor, seconds: float) -> Iterator[Result]:
     )
 
 
-def main(seconds: float = 20.0, batch: int = 32) -> None:
+def main(seconds: float = 60.0, batch: int = 32) -> None:
     """Print the table.
 
     Args:

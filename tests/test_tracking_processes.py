@@ -25,7 +25,7 @@ from tracking_helpers import (
 )
 
 from colddiff.journal import Journal
-from colddiff.tracking import BackgroundSync, initialise_store, push
+from colddiff.tracking import BackgroundSync, PushReport, initialise_store, push
 
 WAIT_S = 60
 
@@ -100,6 +100,44 @@ def test_background_sync_keeps_a_store_up_to_date(tmp_path, raced):
     assert sync.stop()
     assert only_run(raced.uri, "background").info.status == "FINISHED"
     assert_exactly_the_journal(folder, raced.uri, sync.report.mlflow_run_id)
+
+
+def test_a_store_is_asked_only_when_something_is_new(tmp_path, monkeypatch):
+    pushes, failing = [], []
+
+    def counted(*args, **kwargs):
+        pushes.append(args)
+        if failing:
+            raise OSError(failing[0])
+        return PushReport("1", "2", 0, (), "")
+
+    monkeypatch.setattr("colddiff.tracking._background.push", counted)
+    folder = run_folder(tmp_path / "run", records=2)
+    sync = BackgroundSync(folder, "http://127.0.0.1:1", "test", interval_s=0.01)
+    sync.start()
+    until(lambda: sync.report is not None, "the first push")
+    time.sleep(0.3)
+    assert len(pushes) == 1
+    changes = [
+        lambda: append(folder, range(2, 3)),
+        lambda: set_state(folder, "interrupted"),
+        lambda: (folder / "evaluation.json").write_text("{}"),
+        lambda: (folder / "ema.safetensors").write_bytes(b"1"),
+    ]
+    for number, change in enumerate(changes, 2):
+        change()
+        until(lambda number=number: len(pushes) >= number, f"push {number}")
+    time.sleep(0.3)
+    assert len(pushes) <= 2 * len(changes) + 1  # one a change, or two where it came meanwhile
+    failing.append("away")
+    append(folder, range(3, 4))
+    tried = len(pushes)
+    until(lambda: len(pushes) > tried + 3, "what failed to be tried again")
+    failing.clear()
+    until(lambda: sync.error is None, "success")
+    before = len(pushes)
+    assert sync.stop()
+    assert len(pushes) > before  # the last push is never left out
 
 
 def test_unreachable_server_is_one_warning(tmp_path, caplog, no_backoff):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from colddiff.tracking import _contents as contents
 from colddiff.tracking._push import PushReport, push
 from colddiff.tracking._store import set_environment
 from colddiff.uris import absolute_uri, mask_secrets
@@ -40,6 +41,8 @@ class BackgroundSync:
         self._experiment = experiment
         self._parent_run_id = parent_run_id
         self._interval_s = interval_s
+        self._pushed: frozenset[tuple[str, int, int]] = frozenset()
+        """What the folder was when it was last pushed with success."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="colddiff-tracking", daemon=True)
 
@@ -65,9 +68,12 @@ class BackgroundSync:
         last = False
         while not last:
             last = self._stopping.is_set()  # read before the push, which then has all up to stop()
-            # The first attempt's start, recorded there, is what the MLflow run is found by.
-            if (self.folder / "environment.json").exists():
+            now = contents.fingerprint(self.folder)  # before: what changes meanwhile is seen again
+            # The first attempt's start, recorded there, is what the MLflow run is found by. Where
+            # nothing is new, many runs do not ask their server every few seconds.
+            if (self.folder / "environment.json").exists() and (last or now != self._pushed):
                 self._attempt()
+                self._pushed = frozenset() if self.error is not None else now
             if not last:
                 self._stopping.wait(self._interval_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -122,6 +123,18 @@ def artifact_paths(folder: Path, *, final: bool) -> list[Path]:
     if (folder / "samples").is_dir():
         paths += sorted((folder / "samples").iterdir())
     return [path for path in paths if path.is_file() and not path.name.startswith(".")]
+
+
+def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
+    """Name, size and time of all that is sent of a run folder: equal where nothing is new."""
+    names = ("config.json", "environment.json", "status.json", "journal.jsonl", "evaluation.json")
+    paths = {folder / name for name in names} | set(artifact_paths(folder, final=True))
+    found = set()
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.add((str(path), status.st_size, status.st_mtime_ns))
+    return frozenset(found)
 
 
 def digest(content: bytes) -> str:
