@@ -35,9 +35,9 @@ def load_runs(
     """One row a run of ``experiment``, newest first, from the MLflow store at ``uri``.
 
     Columns: ``run_id`` (MLflow's), ``colddiff_run_id``, ``dataset``, ``preset``, ``T``, ``seed``,
-    ``git_sha``, ``git_dirty``, ``status``, ``started_ms``, ``artifact_uri``, ``split``,
-    ``params.*`` (text) and the latest ``metrics.*``. Runs without the tag ``colddiff.run_id``
-    (parents of sweeps) are left out.
+    ``git_sha``, ``git_dirty``, ``status``, ``started_ms``, ``artifact_uri``, ``machine``,
+    ``split``, ``params.*`` (text) and the latest ``metrics.*``. Runs without the tag
+    ``colddiff.run_id`` (parents of sweeps) are left out.
 
     Raises:
         AnalysisError: if the store cannot be read or has no such experiment.
@@ -169,7 +169,8 @@ def resolve_uri(uri: str | None) -> str:
 
 _COLUMNS = (
     "run_id", "colddiff_run_id", "dataset", "preset", "T", "seed",
-    "git_sha", "git_dirty", "status", "started_ms", "artifact_uri", "split", "eval_git_sha",
+    "git_sha", "git_dirty", "status", "started_ms", "artifact_uri", "machine", "split",
+    "eval_git_sha",
 )  # fmt: skip
 
 
@@ -189,6 +190,7 @@ def _row(run: Run) -> dict[str, Any]:
         "status": run.info.status,
         "started_ms": run.info.start_time,
         "artifact_uri": run.info.artifact_uri,
+        "machine": tags.get("colddiff.machine", ""),
         "split": tags.get("colddiff.eval_split"),
         "eval_git_sha": tags.get("colddiff.eval_git_sha", ""),
     }

@@ -52,6 +52,8 @@ class Curve:
     seed: int
     batch: int
     """Images a step."""
+    machine: str
+    """GPU, or processor and threads; empty where that was not recorded."""
     points: tuple[Validated, ...]
 
     def reached(self, rmse: float) -> Validated | None:
@@ -94,7 +96,8 @@ def _curve(client: MlflowClient, recipe: str, row: Mapping[Any, Any]) -> Curve |
         if step <= last
     )
     seed, run_id = int(row["seed"]), str(row["colddiff_run_id"])
-    return Curve(recipe, run_id, seed, batch, points) if points else None
+    machine = str(row["machine"])
+    return Curve(recipe, run_id, seed, batch, machine, points) if points else None
 
 
 def minutes_until(step: int, speeds: Mapping[int, float], batch: int) -> float:
@@ -123,13 +126,13 @@ def to_csv(curves: Iterable[Curve]) -> str:
 
 def to_markdown(curves: Sequence[Curve], wanted: Sequence[float], footer: Provenance) -> str:
     """Figure, table and provenance."""
-    header = ["recipe", "seed", "images a step", "images a second"]
+    header = ["recipe", "seed", "machine", "images a step", "images a second"]
     header += [f"{rmse:g}: {unit}" for rmse in wanted for unit in ("step", "minutes")]
     rows = []
     for curve in curves:
         last = curve.points[-1]
         speed = last.step * curve.batch / last.minutes / 60
-        row = [curve.recipe, str(curve.seed), str(curve.batch), f"{speed:.0f}"]
+        row = [curve.recipe, str(curve.seed), curve.machine, str(curve.batch), f"{speed:.0f}"]
         for rmse in wanted:
             found = curve.reached(rmse)
             row += [f"{found.step:,}", f"{found.minutes:.1f}"] if found else ["never", ""]
@@ -138,7 +141,7 @@ def to_markdown(curves: Sequence[Curve], wanted: Sequence[float], footer: Proven
     legend = (
         "The first validation at which direct restoration from x_T, by the averaged weights, is no "
         "worse than that RMSE. Minutes are of training, without start, validation and evaluation, "
-        "each run on the machine and beside whatever it had."
+        "beside whatever else the machine did. Machine: the GPU, or processor x threads."
     )
     picture = "![RMSE on the validation images against minutes of training](time_to_quality.png)"
     parts = ["# Time to quality", picture, legend, markdown_table(header, rows)]

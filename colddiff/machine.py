@@ -56,6 +56,7 @@ def attempt(device: str) -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "device": device,
+        "gpu": gpu(device),
         "slurm": {
             name.removeprefix("SLURM_").lower(): os.environ[name]
             for name in SLURM_VARIABLES
@@ -150,6 +151,15 @@ def processor() -> str:
         return platform.processor()
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
+
+
+def gpu(device: str) -> str:
+    """The name of a CUDA device; empty for others."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return ""
+    return str(torch.cuda.get_device_name(device))
 
 
 def computes_bfloat16(device: str) -> bool:

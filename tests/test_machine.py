@@ -40,6 +40,14 @@ def test_an_attempt_says_what_ran_where(monkeypatch: pytest.MonkeyPatch) -> None
     json.dumps(value)
 
 
+def test_an_attempt_on_a_gpu_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attempt("cpu")["gpu"] == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    names = {"cuda:0": "NVIDIA A100", "cuda:1": "NVIDIA H100"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", names.__getitem__)
+    assert [attempt(device)["gpu"] for device in ("cuda:1", "cpu")] == ["NVIDIA H100", ""]
+
+
 def test_an_attempt_on_slurm_says_which_job_and_node(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {
         "SLURM_JOB_ID": "12",

@@ -25,6 +25,7 @@ def log(
     errors: dict[int, float],
     speeds: dict[int, float],
     preset: str = "ours",
+    machine: str = "GPU",
 ) -> None:
     """A run that was validated and timed at those steps."""
     from mlflow.entities import Metric
@@ -35,6 +36,7 @@ def log(
         seed=seed,
         metrics={"direct/rmse": 0.1},
         params={"training.batch_size": BATCH // 2, "training.accumulation": 2},
+        tags={"colddiff.machine": machine} if machine else {},
     )
     histories = {"validation/rmse": errors, "speed/images_per_second": speeds}
     records = [
@@ -68,13 +70,13 @@ def test_table_says_when_each_run_was_good_enough(store: Store, tmp_path: Path) 
     steady = {30 * n: 60.0 for n in (1, 2, 3)}  # a minute each
     log(store, 1, {30: 0.149, 60: 0.145, 90: 0.12}, {30: 30.0, 60: 60.0, 90: 60.0})
     log(store, 0, {30: 0.2, 60: 0.15, 90: 0.13}, steady)
-    log(store, 0, {30: 0.3, 60: 0.25, 90: 0.2}, steady, preset="theirs")
+    log(store, 0, {30: 0.3, 60: 0.25, 90: 0.2}, steady, preset="theirs", machine="")
     code, out = make(store, tmp_path)
     assert code == 0
     assert table(out) == [
-        ["mnist, ours, T = 20", *"0 120 60 60 2.0 90 3.0".split(), "0.1300 at 90, 3 min"],
-        ["mnist, ours, T = 20", *"1 120 45 30 2.0 90 4.0".split(), "0.1200 at 90, 4 min"],
-        ["mnist, theirs, T = 20", "0", "120", "60", *["never", ""] * 2, "0.2000 at 90, 3 min"],
+        ["mnist, ours, T = 20", *"0 GPU 120 60 60 2.0 90 3.0".split(), "0.1300 at 90, 3 min"],
+        ["mnist, ours, T = 20", *"1 GPU 120 45 30 2.0 90 4.0".split(), "0.1200 at 90, 4 min"],
+        ["mnist, theirs, T = 20", "0", "", "120", "60", *["never", ""] * 2, "0.2000 at 90, 3 min"],
     ]
 
 
@@ -84,7 +86,7 @@ def test_validations_beyond_the_last_known_speed_have_no_time(store: Store, tmp_
     code, out = make(store, tmp_path)
     assert code == 0
     assert [row[1:] for row in table(out)] == [
-        ["0", "120", "60", *["never", ""] * 2, "0.2000 at 30, 1 min"]
+        ["0", "GPU", "120", "60", *["never", ""] * 2, "0.2000 at 30, 1 min"]
     ]
 
 

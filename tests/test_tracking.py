@@ -94,8 +94,13 @@ def test_what_mlflow_is_told(tmp_path, uri):
     folder = run_folder(tmp_path / "run", records=1)
     environment = read_json(folder / "environment.json")
     environment["attempts"].append(
-        {**ATTEMPT, "started_ms": 5, "git_sha": "b", "slurm": {"job_id": 72}}
+        {
+            **ATTEMPT,
+            **{"started_ms": 5, "git_sha": "b", "slurm": {"job_id": 72}},
+            **{"processor": "Xeon", "threads": 4},
+        }
     )
+    environment["attempts"].append({**environment["attempts"][-1], "gpu": "NVIDIA A100"})
     write_json(folder / "environment.json", environment)
     parent = client(uri).create_run(initialise_store(uri, "test")).info.run_id
     report = push(folder, uri, "test", parent_run_id=parent)
@@ -111,7 +116,8 @@ def test_what_mlflow_is_told(tmp_path, uri):
         "colddiff.git_dirty": "true",
         "colddiff.data_sha256": "d" * 64,
         "colddiff.slurm_job_ids": "71,72",
-        "colddiff.attempts": "2",
+        "colddiff.attempts": "3",
+        "colddiff.machine": "Xeon x 4,NVIDIA A100",
         "colddiff.host": "node01",
         "colddiff.device": "cpu",
         "mlflow.parentRunId": parent,

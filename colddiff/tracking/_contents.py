@@ -74,6 +74,7 @@ def tags(environment: dict[str, Any]) -> dict[str, str]:
         "colddiff.attempts": len(attempts),
         "colddiff.host": last.get("host"),
         "colddiff.device": last.get("device"),
+        "colddiff.machine": _distinct(_machine(attempt) for attempt in attempts),
         "colddiff.arithmetic": _distinct(attempt.get("arithmetic") for attempt in attempts),
         "mlflow.source.git.commit": last.get("git_sha"),
         "mlflow.source.name": " ".join(command) if isinstance(command, list) else command,
@@ -146,6 +147,12 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, without reading it into memory at once."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _machine(attempt: dict[str, Any]) -> str:
+    """What computed: the GPU, or the processor and how many threads of it."""
+    gpu, processor, threads = (str(attempt.get(k) or "") for k in ("gpu", "processor", "threads"))
+    return gpu or (f"{processor} x {threads}" if processor and threads else processor)
 
 
 def _distinct(values: Iterator[Any]) -> str:
