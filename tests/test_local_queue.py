@@ -84,6 +84,32 @@ def test_two_launches_share_the_gpus(place: Path, monkeypatch: pytest.MonkeyPatc
         assert {slot for _, slot in starts} == {"gpu-3", "gpu-GPU-8932f937-d72c"}
 
 
+@pytest.mark.parametrize(
+    ("at_once", "ranks", "given", "threads"),
+    [
+        (3, 1, None, "4"),
+        (1, 1, None, None),
+        (2, 3, None, "2"),
+        (20, 1, None, "1"),
+        (3, 1, "7", "7"),
+    ],
+)
+def test_jobs_at_the_same_time_share_the_cores(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int,
+    ranks: int,
+    given: str | None,
+    threads: str | None,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    Launch(place, nap(place, "a"), at_once=at_once, ranks=ranks).wait()
+    assert note(place, "a")["threads"] == threads
+
+
 def test_ranks_of_a_job_share_its_gpus(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     gate = str(place / "gate")

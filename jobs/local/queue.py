@@ -235,7 +235,7 @@ def submit_locally(
     if jobs:
         plan = Plan(tuple(tasks), tuple(slots), at_once or len(slots), ranks)
         write_atomic(folder / "plan.pkl", pickle.dumps(plan))
-        _start_queue(folder, code)
+        _start_queue(folder, code, plan)
     return [Submitted(f"{folder.name}-{job.number}", *job.logs) for job in jobs]
 
 
@@ -257,9 +257,13 @@ def cancel_locally(runs: Path, job_ids: Sequence[str]) -> None:
                 job.terminate()
 
 
-def _start_queue(folder: Path, code: Path | None) -> None:
+def _start_queue(folder: Path, code: Path | None, plan: Plan) -> None:
     """Start the queue's process, in a session that no terminal's end or Ctrl-C reaches."""
     variables = dict(os.environ)
+    processes = min(plan.at_once, len(plan.slots) // plan.slots_per_job) * plan.ranks
+    if processes > 1:  # each would start a thread on every core, and all be slower
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+        variables.setdefault("OMP_NUM_THREADS", str(threads))
     if code is not None:
         old = variables.get("PYTHONPATH")
         variables["PYTHONPATH"] = os.pathsep.join([str(code.absolute()), *([old] if old else [])])
