@@ -116,11 +116,11 @@ def to_csv(curves: Iterable[Curve]) -> str:
     """One row a validation."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["recipe", "run", "seed", "step", "minutes", "rmse"])
+    writer.writerow(["recipe", "run", "seed", "machine", "step", "minutes", "rmse"])
     for curve in curves:
         for point in curve.points:
             values = (point.step, f"{point.minutes:.6g}", f"{point.rmse:.10g}")
-            writer.writerow([curve.recipe, curve.run_id, curve.seed, *values])
+            writer.writerow([curve.recipe, curve.run_id, curve.seed, curve.machine, *values])
     return text.getvalue()
 
 
@@ -141,7 +141,7 @@ def to_markdown(curves: Sequence[Curve], wanted: Sequence[float], footer: Proven
     legend = (
         "The first validation at which direct restoration from x_T, by the averaged weights, is no "
         "worse than that RMSE. Minutes are of training, without start, validation and evaluation, "
-        "beside whatever else the machine did. Machine: the GPU, or processor x threads."
+        "beside whatever else the machine did. Machine: GPUs, or processor x threads."
     )
     picture = "![RMSE on the validation images against minutes of training](time_to_quality.png)"
     parts = ["# Time to quality", picture, legend, markdown_table(header, rows)]

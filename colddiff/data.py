@@ -160,8 +160,8 @@ def prepare(images: Tensor, config: DataConfig) -> Tensor:
     resize and pad give ``image_size`` squares; crop gives squares of 1.12 times that, of which
     :func:`~colddiff.batches.to_batch` takes a part.
     """
-    # Torch's own operations, the same that torchvision's transforms call: to import those takes
-    # seconds, because they bring torch's compiler, and each job and each launcher would pay.
+    # The operations of torch that torchvision's transforms call: to import those takes seconds,
+    # because they bring torch's compiler, which launching, status and evaluation do not need.
     size = config.image_size
     height, width = images.shape[-2:]
     if config.preparation == "pad":

@@ -142,7 +142,7 @@ class Blur(nn.Module):
         if x0.dtype == torch.float64:
             rows, columns = self.rows_float64, self.columns_float64
         with torch.autocast(x0.device.type, enabled=False):
-            # All channels of an image at once, by the matrix of its level.
+            # Along the rows all channels at once; along the columns a product for each.
             along = torch.bmm(x0.to(rows.dtype).flatten(1, 2), columns.index_select(0, t))
             xt: Tensor = rows.index_select(0, t)[:, None] @ along.view_as(x0)
             return xt

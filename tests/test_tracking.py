@@ -100,7 +100,11 @@ def test_what_mlflow_is_told(tmp_path, uri):
             **{"processor": "Xeon", "threads": 4},
         }
     )
-    environment["attempts"].append({**environment["attempts"][-1], "gpu": "NVIDIA A100"})
+    last = environment["attempts"][-1]
+    environment["attempts"] += [
+        {**last, "device": "cuda:0"},  # recorded before GPUs had names
+        {**last, "gpu": "NVIDIA A100", "world_size": 2},
+    ]
     write_json(folder / "environment.json", environment)
     parent = client(uri).create_run(initialise_store(uri, "test")).info.run_id
     report = push(folder, uri, "test", parent_run_id=parent)
@@ -116,8 +120,8 @@ def test_what_mlflow_is_told(tmp_path, uri):
         "colddiff.git_dirty": "true",
         "colddiff.data_sha256": "d" * 64,
         "colddiff.slurm_job_ids": "71,72",
-        "colddiff.attempts": "3",
-        "colddiff.machine": "Xeon x 4,NVIDIA A100",
+        "colddiff.attempts": "4",
+        "colddiff.machine": "Xeon x 4,NVIDIA A100 x 2",
         "colddiff.host": "node01",
         "colddiff.device": "cpu",
         "mlflow.parentRunId": parent,

@@ -1,5 +1,6 @@
 """Several processes at once, and a server that goes away."""
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -24,8 +25,10 @@ from tracking_helpers import (
     set_state,
 )
 
+from colddiff.files import write_atomic, write_json
 from colddiff.journal import Journal
 from colddiff.tracking import BackgroundSync, PushReport, initialise_store, push
+from colddiff.tracking import _contents as contents
 
 WAIT_S = 60
 
@@ -120,15 +123,16 @@ def test_a_store_is_asked_only_when_something_is_new(tmp_path, monkeypatch):
     assert len(pushes) == 1
     changes = [
         lambda: append(folder, range(2, 3)),
-        lambda: set_state(folder, "interrupted"),
-        lambda: (folder / "evaluation.json").write_text("{}"),
-        lambda: (folder / "ema.safetensors").write_bytes(b"1"),
+        lambda: write_json(folder / "status.json", {"state": "interrupted"}),
+        lambda: write_json(folder / "evaluation.json", {}),
+        lambda: write_atomic(folder / "ema.safetensors", b"1"),
     ]
-    for number, change in enumerate(changes, 2):
+    for change in changes:
+        before = len(pushes)
         change()
-        until(lambda number=number: len(pushes) >= number, f"push {number}")
-    time.sleep(0.3)
-    assert len(pushes) <= 2 * len(changes) + 1  # one a change, or two where it came meanwhile
+        until(lambda before=before: len(pushes) > before, "a change to be pushed")
+        time.sleep(0.1)
+        assert len(pushes) == before + 1
     failing.append("away")
     append(folder, range(3, 4))
     tried = len(pushes)
@@ -138,6 +142,39 @@ def test_a_store_is_asked_only_when_something_is_new(tmp_path, monkeypatch):
     before = len(pushes)
     assert sync.stop()
     assert len(pushes) > before  # the last push is never left out
+
+
+def test_a_disk_that_fails_for_a_moment_loses_nothing(tmp_path, raced, monkeypatch):
+    folder = run_folder(tmp_path / "run", records=2, started_ms=9)
+    sync = BackgroundSync(folder, raced.uri, "disk", interval_s=0.05)
+    real, failures = contents.fingerprint, [OSError(errno.ESTALE, "stale")] * 3
+
+    def failing(path):
+        if failures:
+            raise failures.pop()
+        return real(path)
+
+    monkeypatch.setattr(contents, "fingerprint", failing)
+    sync.start()
+    until(lambda: sync.error is not None, "the failure to be noticed")
+    until(lambda: sync.report is not None, "a push")
+    append(folder, range(2, 10))
+    assert sync.stop()
+    assert_exactly_the_journal(folder, raced.uri, sync.report.mlflow_run_id)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_too_early_is_not_complete(tmp_path, monkeypatch):
+    folder = run_folder(tmp_path / "run", records=2)
+    monkeypatch.setattr(
+        "colddiff.tracking._background.push", lambda *_, **__: PushReport("1", "2", 0, (), "")
+    )
+    sync = BackgroundSync(folder, "http://127.0.0.1:1", "test", interval_s=0.01)
+    monkeypatch.setattr(sync._stopping, "wait", lambda _: sys.exit())  # ends the thread alone
+    sync.start()
+    sync._thread.join(10)
+    assert sync.report is not None
+    assert not sync.stop()
 
 
 def test_unreachable_server_is_one_warning(tmp_path, caplog, no_backoff):

@@ -42,7 +42,8 @@ class BackgroundSync:
         self._parent_run_id = parent_run_id
         self._interval_s = interval_s
         self._pushed: frozenset[tuple[str, int, int]] = frozenset()
-        """What the folder was when it was last pushed with success."""
+        """The folder's files when they were last pushed with success."""
+        self._complete = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="colddiff-tracking", daemon=True)
 
@@ -56,7 +57,7 @@ class BackgroundSync:
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        complete = not self._thread.is_alive() and self.error is None and self.report is not None
+        complete = self._complete and not self._thread.is_alive()
         if not complete:
             log.warning(
                 "%s has everything but MLflow does not yet: `python jobs/launch.py sync` sends it",
@@ -68,22 +69,27 @@ class BackgroundSync:
         last = False
         while not last:
             last = self._stopping.is_set()  # read before the push, which then has all up to stop()
-            now = contents.fingerprint(self.folder)  # before: what changes meanwhile is seen again
-            # The first attempt's start, recorded there, is what the MLflow run is found by. Where
-            # nothing is new, many runs do not ask their server every few seconds.
-            if (self.folder / "environment.json").exists() and (last or now != self._pushed):
-                self._attempt()
-                self._pushed = frozenset() if self.error is not None else now
+            self._attempt(last)
             if not last:
                 self._stopping.wait(self._interval_s)
+        self._complete = self.error is None and self.report is not None
 
-    def _attempt(self) -> None:
+    def _attempt(self, last: bool) -> None:
+        """Push, if something is new: many runs do not ask their server every few seconds."""
         try:
+            # The first attempt's start, recorded there, is what the MLflow run is found by.
+            if not (self.folder / "environment.json").exists():
+                return
+            found = contents.fingerprint(self.folder)  # before: a change meanwhile is seen again
+            if found == self._pushed and not last:
+                return
+            self._pushed = frozenset()
             with _quiet_retries():
                 self.report = push(
                     self.folder, self._uri, self._experiment, parent_run_id=self._parent_run_id
                 )
-        # Blanket on purpose, and only here: whatever a store, a network or a driver raises is kept
+            self._pushed = found
+        # Blanket on purpose, and only here: whatever a store, a network or a disk raises is kept
         # and tried again, because it must neither stop the run nor lose what the run recorded.
         except Exception as error:  # noqa: BLE001
             if self.error is None:

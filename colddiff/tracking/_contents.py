@@ -150,9 +150,13 @@ def file_digest(path: Path) -> str:
 
 
 def _machine(attempt: dict[str, Any]) -> str:
-    """What computed: the GPU, or the processor and how many threads of it."""
-    gpu, processor, threads = (str(attempt.get(k) or "") for k in ("gpu", "processor", "threads"))
-    return gpu or (f"{processor} x {threads}" if processor and threads else processor)
+    """What computed: GPU x their number, or processor x threads; empty where that is not known."""
+    ranks, on_gpu = int(attempt.get("world_size") or 1), bool(attempt.get("gpu"))
+    if not on_gpu and str(attempt.get("device") or "").startswith("cuda"):
+        return ""  # recorded before GPUs had names
+    name = attempt.get("gpu") if on_gpu else attempt.get("processor")
+    number = ranks if on_gpu else ranks * int(attempt.get("threads") or 0)
+    return f"{name} x {number}" if name and number else ""
 
 
 def _distinct(values: Iterator[Any]) -> str:
