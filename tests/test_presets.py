@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,13 @@ def test_the_authors_network_and_optimiser(name: str) -> None:
     of_the_authors(preset(name), steps=700_000)
 
 
+def test_the_quick_recipe_is_the_one_that_was_measured() -> None:
+    page = Path(__file__).parents[1] / "results" / "time_to_quality" / "time_to_quality.csv"
+    with page.open(newline="") as file:
+        runs = {row["recipe"]: row["run"] for row in csv.DictReader(file)}
+    assert runs["mnist, quarter-l2, T = 20"] == preset("mnist-quick").run_id
+
+
 def test_the_students_settings() -> None:
     config = preset("mnist-student")
     of_the_authors(config, steps=10_000)
@@ -73,6 +82,7 @@ def test_data_sets() -> None:
     assert names == {
         "demo": "digits",
         "mnist": "mnist",
+        "mnist-quick": "mnist",
         "mnist-generate": "mnist",
         "mnist-hot": "mnist",
         "mnist-paper": "mnist",
