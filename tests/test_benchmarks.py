@@ -80,9 +80,13 @@ def test_the_plain_loop_trains_the_same_network(tmp_path: Path, name: str) -> No
     assert isinstance(plain.restorer.unet, PlainUNet)
     load_reference_state_dict(unet, plain.restorer.unet.inner.state_dict())  # type: ignore[arg-type]
     trained = trainer.restorer.unet.state_dict()
+    apart, moved = [], []
     for key, value in unet.state_dict().items():
-        moved = (value - before[f"unet.{key}"]).norm()
-        assert (value - trained[key]).norm() <= 0.05 * moved + 1e-6, key
+        apart.append((value - trained[key]).norm())
+        moved.append((value - before[f"unet.{key}"]).norm())
+        # Adam divides by the gradient's size: where that is small, rounding moves a weight too.
+        assert apart[-1] <= 0.3 * moved[-1] + 1e-6, key
+    assert torch.stack(apart).norm() <= 0.05 * torch.stack(moved).norm()
 
 
 def test_the_plain_sampler_is_algorithm_2() -> None:
