@@ -161,7 +161,7 @@ def prepare(images: Tensor, config: DataConfig) -> Tensor:
     :func:`~colddiff.batches.to_batch` takes a part.
     """
     # The operations of torch that torchvision's transforms call: to import those takes seconds,
-    # because they bring torch's compiler, which launching, status and evaluation do not need.
+    # because they bring torch's compiler, which a launcher that checks the data does not need.
     size = config.image_size
     height, width = images.shape[-2:]
     if config.preparation == "pad":
