@@ -15,6 +15,7 @@ from timing import Result, interleaved, machine, table
 
 from colddiff.config import RunConfig
 from colddiff.degradation import Blur
+from colddiff.optimisation import resolve_device
 from colddiff.presets import preset
 
 SCHEDULES = {"MNIST": ("mnist", 150), "CIFAR-10": ("cifar10", 150), "CelebA": ("celeba", 1000)}
@@ -25,6 +26,7 @@ LARGEST_DIFFERENCE = 1e-6
 @torch.inference_mode()
 def measure(seconds: float = 10.0, batch: int = 32) -> Iterator[Result]:
     """Each schedule on random images in [-1, 1], with levels spread over 1..T."""
+    resolve_device("cpu")  # sets the process up, as a job does
     for name, (key, target) in SCHEDULES.items():
         yield measure_one(name, preset(key), target, seconds, batch)
 

@@ -12,6 +12,9 @@ import torch
 
 from colddiff.machine import git_dirty, git_sha, processor
 
+TURN_S = 0.05
+"""Seconds of a way's turn, at least."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -36,18 +39,31 @@ def interleaved(
 ) -> list[float]:
     """Median seconds of each of ``ways``, run in turn so that a busy machine slows all alike.
 
-    One warm-up each, then rounds for about ``seconds`` and at least ``repeats``.
+    One warm-up each, then rounds for about ``seconds`` and at least ``repeats``. In each round a
+    way that takes less than ``TURN_S`` is called several times in a row, as ``timeit`` does: a
+    single call of a tenth of a millisecond would measure how the other way left the caches.
     """
-    for way in ways:
-        way()
+    calls = [_calls(way) for way in ways]
     times: list[list[float]] = [[] for _ in ways]
     start = time.perf_counter()
     while len(times[0]) < repeats or time.perf_counter() - start < seconds:
-        for way, measured in zip(ways, times, strict=True):
-            before = time.perf_counter()
-            way()
-            measured.append(time.perf_counter() - before)
+        for way, count, measured in zip(ways, calls, times, strict=True):
+            measured.append(_elapsed(way, count) / count)
     return [statistics.median(measured) for measured in times]
+
+
+def _calls(way: Callable[[], object]) -> int:
+    """Warms it up; so many calls fill a turn."""
+    if _elapsed(way) >= TURN_S:
+        return 1
+    return max(1, round(TURN_S / _elapsed(way)))
+
+
+def _elapsed(way: Callable[[], object], calls: int = 1) -> float:
+    before = time.perf_counter()
+    for _ in range(calls):
+        way()
+    return time.perf_counter() - before
 
 
 def machine() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from pathlib import Path
 import pytest
 import report
 import table1_runs
+import timing
 import torch
 from plain import PlainTraining, PlainUNet, SequentialBlur, plain_restorer, plain_sample
 from timing import Result, interleaved, row
-from torch import Tensor
 from tracked_runs import fresh_store
 from training_step import counted
 
@@ -111,17 +112,27 @@ def test_the_sequential_blur_is_the_degradation() -> None:
     torch.testing.assert_close(SequentialBlur(config, 1)(x0, t), closed(x0, t), rtol=0, atol=1e-6)
 
 
-def test_interleaved_takes_turns_and_medians() -> None:
+def test_interleaved_takes_turns_and_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def slow() -> Tensor | None:
+    def slow() -> None:
         order.append("slow")
-        time.sleep(0.02 if len(order) != 5 else 0.5)  # one outlier of three
-        return None
+        time.sleep(0.03 if order.count("slow") != 3 else 0.5)  # one outlier of three
 
-    slow_s, fast_s = interleaved(slow, lambda: order.append("fast"), seconds=0, repeats=3)
-    assert order == ["slow", "fast"] * 4
-    assert 0.02 <= slow_s < 0.3 and fast_s < 0.02
+    def fast() -> None:
+        order.append("fast")
+        time.sleep(0.001)
+
+    monkeypatch.setattr(timing, "TURN_S", 0.02)
+    slow_s, fast_s = interleaved(slow, fast, seconds=0, repeats=3)
+    turns = [(name, len(list(calls))) for name, calls in itertools.groupby(order)]
+    (_, once), (_, twice), *rounds = turns  # the short one is warmed up, then timed for its number
+    assert (once, twice) == (1, 2)
+    assert [name for name, _ in turns] == ["slow", "fast"] * 4
+    assert {count for name, count in rounds if name == "slow"} == {1}
+    in_a_row = {count for name, count in rounds if name == "fast"}
+    assert len(in_a_row) == 1 and 2 <= in_a_row.pop() <= 20
+    assert 0.03 <= slow_s < 0.3 and 0.001 <= fast_s < 0.02  # of one call
 
 
 @pytest.mark.parametrize(
