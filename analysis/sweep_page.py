@@ -127,7 +127,7 @@ def _basis(study: Study) -> str:
     ends = [f"{plural(finished, 'trial')} finished{so_far}"]
     ends += [f"{study.count('pruned')} of them pruned"] if study.count("pruned") else []
     ends += [f"{failed} of {total} failed"] if failed else []
-    restored = study.settings["objective"] == "restoration"
+    restored = study.settings["objective"] in ("restoration", "direct")
     measured = "validation images" if restored else "generated digits"
     return (
         f"{', '.join(ends)}. The values are of {measured}, one run a trial. The best of many looks "

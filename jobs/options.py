@@ -181,6 +181,10 @@ class Launch(Place):
                         f"{option} is not allowed with --cluster {self.cluster}: it is for "
                         f"--cluster {cluster}{instead}"
                     )
+        if any(local.values()):
+            from jobs.local.slots import slots_for
+
+            slots_for(self.at_once, self.ranks)
 
     def slurm_profile(self) -> Profile:
         """The resources of Slurm jobs; raises ``ValueError`` for what is no profile."""

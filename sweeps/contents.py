@@ -62,7 +62,7 @@ class Point:
 def values_of(config: StudyConfig) -> list[Value]:
     """What the study optimises."""
     match config.objective:
-        case "restoration":
+        case "restoration" | "direct":
             keys: list[str] = [config.metric]
         case "generation":
             keys = ["fid_digits"]
@@ -78,6 +78,7 @@ def params(config: StudyConfig) -> dict[str, str]:
     scheme = config.storage_url.partition("://")
     return {
         "space": config.space,
+        "keep": " ".join(config.keep),
         "objective": config.objective,
         "metric": " ".join(value.key for value in values_of(config)),
         "sampler": config.sampler,

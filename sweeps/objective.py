@@ -1,7 +1,8 @@
 """What a study optimises, measured on a trained run: never on the test split.
 
-restoration: the sampled restoration (Algorithm 2) of the validation images. generation: FID(digits)
-of generated digits against training images. pareto: that FID, and the network calls an image costs.
+restoration: the sampled restoration (Algorithm 2) of the validation images. direct: their direct
+restoration R(x_T, T). generation: FID(digits) of generated digits against training images. pareto:
+that FID, and the network calls an image costs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from colddiff.interruption import StopRequest
     from sweeps.study import StudyConfig
 
-ObjectiveName = Literal["restoration", "generation", "pareto"]
+ObjectiveName = Literal["restoration", "direct", "generation", "pareto"]
+RESTORING: tuple[ObjectiveName, ...] = ("restoration", "direct")
+"""The objectives on validation images, which have a metric."""
 Metric = Literal["rmse", "ssim"]
 Direction = Literal["minimize", "maximize"]
 
@@ -31,7 +34,7 @@ Direction = Literal["minimize", "maximize"]
 def directions(objective: ObjectiveName, metric: Metric = "rmse") -> list[Direction]:
     """Of each value: minimize or maximize, as Optuna says it."""
     match objective:
-        case "restoration":
+        case "restoration" | "direct":
             return ["maximize" if metric == "ssim" else "minimize"]
         case "generation":
             return ["minimize"]
@@ -44,6 +47,8 @@ def value_names(objective: ObjectiveName, metric: Metric = "rmse") -> list[str]:
     match objective:
         case "restoration":
             return [f"sampled {metric.upper()} (validation)"]
+        case "direct":
+            return [f"direct {metric.upper()} (validation)"]
         case "generation":
             return ["FID(digits), generated"]
         case "pareto":
@@ -60,7 +65,7 @@ def intermediate(
     """
     if objective == "pareto":  # Optuna does not prune with several objectives
         return None
-    similar = objective == "restoration" and metric == "ssim"
+    similar = objective in RESTORING and metric == "ssim"
     return metrics.get("validation/ssim" if similar else "validation/rmse")
 
 
@@ -84,20 +89,20 @@ def measure(
     config = own if config is None else config
     T = own.degradation.T
     levels = sampled_levels(config, T)
-    kind = "restoration" if study.objective == "restoration" else "generation"
+    kind = study.objective if study.objective in RESTORING else "generation"
     settings = _settings(folder, study, kind, levels)
     found = _kept(folder, settings)
     if found is None:
         step = own.training.steps
         with stop.immediate(step) if stop is not None else contextlib.nullcontext():
             found = (
-                _restoration(folder, levels)
-                if kind == "restoration"
-                else _generation(folder, study, levels)
+                _generation(folder, study, levels)
+                if kind == "generation"
+                else _restoration(folder, levels if kind == "restoration" else None)
             )
             _keep(folder, settings, found)
     match study.objective:
-        case "restoration":
+        case "restoration" | "direct":
             return (found[study.metric],)
         case "generation":
             return (found["fid_digits"],)
@@ -117,12 +122,10 @@ def _settings(
     folder: RunFolder, study: StudyConfig, kind: str, levels: tuple[int, ...]
 ) -> dict[str, Any]:
     """What defines the measured values, beside the run."""
-    settings: dict[str, Any] = {
-        "kind": kind,
-        "run": folder.config.run_id,
-        "levels": "-".join(map(str, levels)),
-    }
-    if kind == "restoration":
+    settings: dict[str, Any] = {"kind": kind, "run": folder.config.run_id}
+    if kind != "direct":
+        settings["levels"] = "-".join(map(str, levels))
+    if kind in RESTORING:
         return settings | {"split": "validation", "samples": folder.config.data.validation}
     generation = dataclasses.asdict(study.generation)
     del generation["batch_size"], generation["levels"]
@@ -149,15 +152,18 @@ def _keep(folder: RunFolder, settings: Mapping[str, Any], values: Mapping[str, f
     write_json(_file(folder, settings), {"settings": settings, "values": values} | code)
 
 
-def _restoration(folder: RunFolder, levels: tuple[int, ...]) -> dict[str, float]:
-    """RMSE and SSIM of Algorithm 2 from x_T on the images that training kept back."""
+def _restoration(folder: RunFolder, levels: tuple[int, ...] | None) -> dict[str, float]:
+    """RMSE and SSIM from x_T on the images that training kept back.
+
+    By Algorithm 2 over ``levels``, or directly without.
+    """
     import torch
 
     from colddiff import metrics
     from colddiff.batches import to_batch
     from colddiff.data import load_images, split_validation
     from colddiff.degradation import build_degradation
-    from colddiff.diffusion import sample_algorithm2
+    from colddiff.diffusion import restore_directly, sample_algorithm2
     from colddiff.evaluation import hold, load_restorer
     from colddiff.optimisation import resolve_device
 
@@ -167,8 +173,8 @@ def _restoration(folder: RunFolder, levels: tuple[int, ...]) -> dict[str, float]
     _, images = split_validation(load_images(data, "train"), data.validation, settings.batch_size)
     if images is None:
         raise ValueError(
-            f"data.validation = {data.validation} is not allowed for the objective restoration: it "
-            "must be at least 1, and the test split is not for optimising"
+            f"data.validation = {data.validation} is not allowed for this objective: it must be at "
+            "least 1, and the test split is not for optimising"
         )
     degradation = build_degradation(config.degradation, data.image_size).to(device)
     originals, restored = [], []
@@ -176,7 +182,12 @@ def _restoration(folder: RunFolder, levels: tuple[int, ...]) -> dict[str, float]
         for part in torch.split(torch.arange(len(images)), config.evaluation.batch_size):
             x0 = to_batch(images.take(part), data).to(device)
             held = hold(degradation, x0, settings.seed, part)
-            x0_hat = sample_algorithm2(restorer, held, held.terminal(x0), levels)
+            xT = held.terminal(x0)
+            x0_hat = (
+                restore_directly(restorer, xT, held.T)
+                if levels is None
+                else sample_algorithm2(restorer, held, xT, levels)
+            )
             originals.append(x0.cpu())
             restored.append(x0_hat.float().clamp(-1, 1).cpu())
     x0, x0_hat = torch.cat(originals), torch.cat(restored)

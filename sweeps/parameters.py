@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,11 +72,25 @@ def check_base(space: SpaceName, base: RunConfig) -> None:
         require(known, "degradation.schedule", blur.schedule, allowed)
 
 
-def reference(space: SpaceName, base: RunConfig) -> dict[str, Any]:
+def check_keep(space: SpaceName, base: RunConfig, keep: Collection[str]) -> None:
+    """Raise ``ValueError`` for names that the space has not, and where nothing is left to vary."""
+    names = reference(space, base)
+    for name in keep:
+        require(name in names, "keep", name, f"one of {', '.join(names)} for the space {space}")
+    left = any(name not in keep for name in names)
+    require(left, "keep", " ".join(keep), "all but one at most: nothing is left to vary")
+
+
+def reference(space: SpaceName, base: RunConfig, keep: Collection[str] = ()) -> dict[str, Any]:
     """The base's own values: the trial 0 of every study, whose configuration is the base itself.
 
-    A schedule that is no shape stands under the parameters of the nearest one.
+    A schedule that is no shape stands under the parameters of the nearest one. Those to ``keep``
+    are no values of a trial.
     """
+    return {name: value for name, value in _reference(space, base).items() if name not in keep}
+
+
+def _reference(space: SpaceName, base: RunConfig) -> dict[str, Any]:
     blur = base.degradation
     match space:
         case "schedule":
@@ -107,13 +121,19 @@ def reference(space: SpaceName, base: RunConfig) -> dict[str, Any]:
             }
 
 
-def parameters(space: SpaceName, base: RunConfig) -> dict[str, Parameter]:
-    """What the space asks for; every range holds the base's own value.
+def parameters(
+    space: SpaceName, base: RunConfig, keep: Collection[str] = ()
+) -> dict[str, Parameter]:
+    """What the space asks for, but for those to ``keep``; every range holds the base's own value.
 
     All of a space's parameters are asked in every trial, also where the chosen family does not use
     one, because Gaussian processes, NSGA-II and grids need a space that is always the same.
     """
-    own = reference(space, base)
+    return {name: value for name, value in _parameters(space, base).items() if name not in keep}
+
+
+def _parameters(space: SpaceName, base: RunConfig) -> dict[str, Parameter]:
+    own = _reference(space, base)
     steps = _whole(4, LARGEST_T, (5, 10, 20, 40), own.get("T"), log=True)
     widest = min(WIDEST_KERNEL, 2 * base.data.image_size - 3)
     kernel = _whole(5, widest, (11, 21, 31), own.get("kernel_size"), step=2)

@@ -38,7 +38,7 @@ def build_sampler(config: StudyConfig, seed: int) -> BaseSampler:
                     """Nothing: the worker counts the trials."""
 
             # Its order must be the same for all workers.
-            return WholeGrid(grid(config.space, config.base), seed=config.seed)
+            return WholeGrid(grid(config.space, config.base, config.keep), seed=config.seed)
         case _:
             multivariate = config.objective != "pareto"
             return samplers.TPESampler(seed=seed, multivariate=multivariate, constant_liar=True)

@@ -11,7 +11,7 @@ a family without parameters, in ``levels`` always): they share a run folder.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from colddiff.config import DegradationConfig, RunConfig
@@ -23,6 +23,7 @@ from sweeps.parameters import (
     SpaceName,
     Whole,
     check_base,
+    check_keep,
     nearest_exponent,
     parameters,
     reference,
@@ -49,6 +50,7 @@ __all__ = [
     "SpaceName",
     "Whole",
     "check_base",
+    "check_keep",
     "configured",
     "grid",
     "parameters",
@@ -57,13 +59,16 @@ __all__ = [
 ]
 
 
-def suggest(space: SpaceName, trial: BaseTrial, base: RunConfig) -> RunConfig:
+def suggest(
+    space: SpaceName, trial: BaseTrial, base: RunConfig, keep: Collection[str] = ()
+) -> RunConfig:
     """Ask the trial for its values; the configuration of its run.
 
     schedule: shape exponent, kernel, padding and T. steps: T alone. paper: the authors' families.
     levels: which levels the sampler visits on the trained base (``evaluation.levels``). recipe:
-    rate, width, loss and average. What had to differ from the values, because no schedule as strong
-    as the base has them, is the trial's user attribute ``adjusted``.
+    rate, width, loss and average. Parameters to ``keep`` are the base's. What had to differ from
+    the values, because no schedule as strong as the base has them, is the trial's user attribute
+    ``adjusted``.
 
     A schedule whose residual is no larger than the base's may still tell more of the images in it.
     It is tried, but not feasible: Optuna's constraint ``leaves more`` leads samplers away from it,
@@ -73,8 +78,8 @@ def suggest(space: SpaceName, trial: BaseTrial, base: RunConfig) -> RunConfig:
         ValueError: for a base without such a space, and where the schedules need absent data.
     """
     check_base(space, base)
-    asked = parameters(space, base).items()
-    values = {name: parameter.ask(trial, name) for name, parameter in asked}
+    asked = parameters(space, base, keep).items()
+    values = reference(space, base) | {name: each.ask(trial, name) for name, each in asked}
     config, adjusted = configured(space, values, base)
     if adjusted:
         trial.set_user_attr("adjusted", adjusted)
@@ -84,10 +89,10 @@ def suggest(space: SpaceName, trial: BaseTrial, base: RunConfig) -> RunConfig:
     return config
 
 
-def grid(space: SpaceName, base: RunConfig) -> dict[str, list[Any]]:
+def grid(space: SpaceName, base: RunConfig, keep: Collection[str] = ()) -> dict[str, list[Any]]:
     """A few values of each parameter, the base's among them, for the grid sampler."""
     check_base(space, base)
-    return {name: list(each.points) for name, each in parameters(space, base).items()}
+    return {name: list(each.points) for name, each in parameters(space, base, keep).items()}
 
 
 def configured(

@@ -54,11 +54,13 @@ class Start(Workers):
     """What is varied. schedule: shape, kernel, padding and T, at the base's terminal blur. steps: T
     alone. paper: the authors' families, as strong as the base. levels: which levels the sampler
     visits. recipe: rate, width, loss, average."""
+    keep: tuple[str, ...] = ()
+    """Parameters of the space that are not varied: they stay the base's."""
     objective: ObjectiveName = "restoration"
-    """What is optimised, on validation images. restoration: by Algorithm 2. generation:
-    FID(digits). pareto: FID(digits) against network calls."""
+    """What is optimised, on validation images. restoration: by Algorithm 2. direct: R(x_T, T).
+    generation: FID(digits). pareto: FID(digits) against network calls."""
     metric: Metric = "rmse"
-    """Of the objective restoration."""
+    """Of the objectives restoration and direct."""
     trials: int = 30
     """So many finished trials are wanted; pruned ones count, failed ones are replaced."""
     sampler: SamplerName = "auto"
@@ -92,6 +94,7 @@ class Start(Workers):
         return StudyConfig(
             name=self.study,
             space=self.space,
+            keep=self.keep,
             objective=self.objective,
             metric=self.metric,
             sampler=self.sampler,

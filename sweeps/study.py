@@ -17,11 +17,11 @@ from filelock import FileLock
 
 from colddiff.config import GenerationConfig, RunConfig
 from colddiff.files import read_json, write_atomic, write_json
-from colddiff.schema import Checked, build, elsewhere, identity, require
+from colddiff.schema import Checked, added, build, elsewhere, identity, require
 from colddiff.uris import mask_secrets
-from sweeps.objective import Metric, ObjectiveName, directions, value_names
+from sweeps.objective import RESTORING, Metric, ObjectiveName, directions, value_names
 from sweeps.samplers import PrunerName, SamplerName, build_pruner, build_sampler
-from sweeps.space import SpaceName, check_base, grid, reference
+from sweeps.space import SpaceName, check_base, check_keep, grid, reference
 from sweeps.storage import absolute_storage, check_storage, storage_of
 
 if TYPE_CHECKING:
@@ -38,10 +38,12 @@ class StudyConfig(Checked):
     """Of the study, and of its folder below ``runs/studies``."""
     space: SpaceName = "schedule"
     """What is varied around the base, see :func:`sweeps.space.suggest`."""
+    keep: tuple[str, ...] = added(())
+    """Parameters of the space that are not varied: they stay the base's."""
     objective: ObjectiveName = "restoration"
     """What is optimised, see :mod:`sweeps.objective`."""
     metric: Metric = "rmse"
-    """Of restoration."""
+    """Of restoration and direct."""
     sampler: SamplerName = "auto"
     """tpe: with a constant liar for parallel workers, multivariate for one objective. gp: a
     Gaussian process. nsga2: evolution. random and grid: baselines. auto: nsga2 for pareto, else
@@ -76,14 +78,15 @@ class StudyConfig(Checked):
         require(self.trials >= 1, "trials", self.trials, "at least 1")
         require(0 <= self.seed < 2**31, "seed", self.seed, "in 0..2147483647")
         check_base(self.space, self.base)
+        check_keep(self.space, self.base, self.keep)
         self._check_objective()
         self._check_pruner()
         check_storage(self.storage_url, one_machine=self.one_machine)
 
     def _check_objective(self) -> None:
         data, objective = self.base.data, self.objective
-        if objective == "restoration":
-            allowed = "at least 1 for the objective restoration, which spares the test split"
+        if objective in RESTORING:
+            allowed = f"at least 1 for the objective {objective}, which spares the test split"
             require(data.validation >= 1, "base.data.validation", data.validation, allowed)
         else:
             allowed = f"digits or mnist for the objective {objective}"
@@ -93,6 +96,8 @@ class StudyConfig(Checked):
             require(not levels, "generation.levels", levels, "empty: the trial's levels hold")
         varied = not (objective == "pareto" and self.space == "recipe")
         require(varied, "space", self.space, "one that varies the network calls, for pareto")
+        sampled = not (objective == "direct" and self.space == "levels")
+        require(sampled, "space", self.space, "one that trains networks, for direct")
 
     def _check_pruner(self) -> None:
         if self.pruner == "none":
@@ -158,7 +163,8 @@ def create_study(config: StudyConfig) -> Study:
     import optuna
 
     if config.sampler == "grid":
-        points = math.prod(len(values) for values in grid(config.space, config.base).values())
+        axes = grid(config.space, config.base, config.keep).values()
+        points = math.prod(map(len, axes))
         allowed = f"at most {points + 1}: the grid's {points} points and the reference"
         require(config.trials <= points + 1, "trials", config.trials, allowed)
     wanted = defining(config)
@@ -192,7 +198,7 @@ def create_study(config: StudyConfig) -> Study:
             if study.user_attrs.get(key) != value:
                 study.set_user_attr(key, value)
         if not study.get_trials(deepcopy=False):
-            study.enqueue_trial(reference(config.space, config.base))
+            study.enqueue_trial(reference(config.space, config.base, config.keep))
         write_atomic(config.file, config.to_json())
     return study
 

@@ -167,7 +167,7 @@ def _values(
 
     def begin() -> tuple[RunConfig, RunFolder, Reporter]:
         try:
-            config = suggest(study.space, trial, study.base)
+            config = suggest(study.space, trial, study.base, study.keep)
         except ValueError as error:
             load_images(study.base.data, "train")  # which says so where that was the reason
             raise UnfitError(str(error)) from error

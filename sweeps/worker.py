@@ -120,7 +120,7 @@ class WorkerTask(Task):
             study=study,
             me=Holder.here(self.run),
             target=lambda: self.study_config().trials,
-            suggest=lambda trial: suggest(config.space, trial, config.base),
+            suggest=lambda trial: suggest(config.space, trial, config.base, config.keep),
             step_of=lambda frozen: saved_step(config, frozen),
             orphan_after_s=self.orphan_after_s,
             failed_before=self.failed_before,

@@ -135,19 +135,27 @@ def write_mnist(root: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
 def test_training_script_learns_repeats_itself_and_records(
     tmp_path: Path, digits: tuple[Tensor, Tensor]
 ) -> None:
-    pixels = ((digits[0][::5, 0] + 1) * 127.5).round().byte().numpy()
-    write_mnist(tmp_path, pixels, digits[1][::5].byte().numpy())
-    arguments = ["--data-root", str(tmp_path), "--epochs", "3", "--batch", "50", "--threads", "1"]
+    for root, every in (("thousand", 5), ("hundred", 50)):
+        pixels = ((digits[0][::every, 0] + 1) * 127.5).round().byte().numpy()
+        write_mnist(tmp_path / root, pixels, digits[1][::every].byte().numpy())
     threads = torch.get_num_threads()
     try:
-        for name in ("one", "two"):
-            assert train_classifier.main([*arguments, "--out", str(tmp_path / name)]) == 0
+        for name, root, epochs in (
+            ("learnt", "thousand", "3"),
+            ("one", "hundred", "1"),
+            ("two", "hundred", "1"),
+        ):
+            words = ["--data-root", str(tmp_path / root), "--out", str(tmp_path / name)]
+            words += ["--epochs", epochs, "--batch", "50", "--threads", "1"]
+            assert train_classifier.main(words) == 0
     finally:
         torch.set_num_threads(threads)
-    first, second = (read_json(tmp_path / name / PROVENANCE_NAME) for name in ("one", "two"))
+    first, one, two = (
+        read_json(tmp_path / name / PROVENANCE_NAME) for name in ("learnt", "one", "two")
+    )
     assert first["test_accuracy"] > 0.7
-    assert first["weights_sha256"] == second["weights_sha256"]
-    weights = (tmp_path / "one" / WEIGHTS_NAME).read_bytes()
+    assert one["weights_sha256"] == two["weights_sha256"] != first["weights_sha256"]
+    weights = (tmp_path / "learnt" / WEIGHTS_NAME).read_bytes()
     assert first["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     shipped = read_json(ASSETS / PROVENANCE_NAME)
     assert first.keys() <= shipped.keys()

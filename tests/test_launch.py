@@ -348,6 +348,18 @@ def test_status_shows_rate_and_time_left_of_a_running_run(place: Path) -> None:
     assert shown.cells()[4:6] == ("0", "2min")
 
 
+@pytest.mark.parametrize("option", ["--at-once", "--ranks"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_impossible_numbers_of_local_jobs_are_refused_in_time(
+    option: str, more: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--preset", "demo", "--runs", str(tmp_path / "runs"), option, "-2", *more]
+    assert main(words) == 2
+    name = option.strip("-").replace("-", "_")
+    assert f"error: {name} = -2 is not allowed" in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

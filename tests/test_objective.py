@@ -81,6 +81,21 @@ def test_restoration_of_the_validation_images(text: str, copied_run: RunFolder) 
     assert ssim == pytest.approx(plain_ssim(unit(restored), unit(x0)), abs=1e-3)
 
 
+@pytest.mark.parametrize("metric", ["rmse", "ssim"])
+def test_direct_restoration_of_the_validation_images(metric: Any, copied_run: RunFolder) -> None:
+    """One call from x_T; the sampler's levels do not matter, nor what else was measured."""
+    measure(copied_run, study(copied_run))
+    restorer, config, _ = evaluation.load_restorer(copied_run, CPU)
+    x0, _ = kept_back(config)
+    with torch.no_grad():
+        x0_hat = unit(restorer(blurred(x0, 4), torch.full((len(x0),), 4)).clamp(-1, 1))
+    (value,) = measure(copied_run, study(copied_run, objective="direct", metric=metric))
+    plain = plain_rmse if metric == "rmse" else plain_ssim
+    assert value == pytest.approx(plain(x0_hat, unit(x0)), abs=1e-3 if metric == "ssim" else 1e-5)
+    copied_run.update(with_levels(copied_run, "4-2-0"))
+    assert measure(copied_run, study(copied_run, objective="direct", metric=metric)) == (value,)
+
+
 def test_the_trials_levels_hold_where_runs_are_shared(copied_run: RunFolder) -> None:
     before = copied_run.config_file.read_bytes()
     config = with_levels(copied_run, "4-2-0", "4-0")
@@ -104,7 +119,7 @@ def test_the_test_split_is_never_read(
 
     for module in (data, generation, quality):
         monkeypatch.setattr(module, "load_images", recording)
-    for objective in ("restoration", "generation"):
+    for objective in ("restoration", "direct", "generation"):
         measure(copied_run, study(copied_run, objective=objective))
     assert set(asked) == {"train"}
 
@@ -144,7 +159,7 @@ def test_generation_follows_the_studys_settings(copied_run: RunFolder) -> None:
     assert len({one, *others}) == 3
 
 
-@pytest.mark.parametrize("objective", ["restoration", "generation", "pareto"])
+@pytest.mark.parametrize("objective", ["restoration", "direct", "generation", "pareto"])
 def test_what_was_measured_is_kept(
     objective: Any, copied_run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +193,7 @@ def test_a_signal_ends_it_with_nothing_half_done(copied_run: RunFolder) -> None:
 
 def test_a_run_that_is_not_trained_is_refused(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, tiny())
-    for objective in ("restoration", "generation"):
+    for objective in ("restoration", "direct", "generation"):
         with pytest.raises(ValueError, match="is not trained yet"):
             measure(folder, study(folder, objective=objective))
 
@@ -192,11 +207,12 @@ def test_restoration_needs_validation_images(copied_run: RunFolder) -> None:
 
 def test_directions_and_names() -> None:
     assert directions("restoration", "rmse") == ["minimize"]
-    assert directions("restoration", "ssim") == ["maximize"]
+    assert directions("restoration", "ssim") == directions("direct", "ssim") == ["maximize"]
     assert directions("generation", "ssim") == ["minimize"]
     assert directions("pareto") == ["minimize", "minimize"]
     assert value_names("restoration", "ssim") == ["sampled SSIM (validation)"]
-    for objective in ("restoration", "generation", "pareto"):
+    assert value_names("direct") == ["direct RMSE (validation)"]
+    for objective in ("restoration", "direct", "generation", "pareto"):
         assert len(value_names(objective)) == len(directions(objective))  # type: ignore[arg-type]
 
 
@@ -204,6 +220,7 @@ def test_what_is_reported_while_training_has_the_studys_direction() -> None:
     record = {"validation/rmse": 0.2, "validation/ssim": 0.6, "train/loss": 0.1}
     assert intermediate("restoration", record, "rmse") == 0.2
     assert intermediate("restoration", record, "ssim") == 0.6
+    assert intermediate("direct", record, "ssim") == 0.6
     assert intermediate("generation", record, "ssim") == 0.2
     assert intermediate("pareto", record) is None
     assert intermediate("restoration", {"train/loss": 0.1}) is None

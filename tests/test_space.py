@@ -21,6 +21,7 @@ from sweeps import space as spaces
 from sweeps.space import (
     Choice,
     SpaceName,
+    check_keep,
     configured,
     grid,
     parameters,
@@ -147,6 +148,36 @@ def test_grids_hold_the_reference_and_only_what_can_be_suggested(space: SpaceNam
         assert len(set(values)) == len(values)
         for value in values[:: len(values) - 1]:
             suggest(space, FixedTrial(own | {name: value}), base)  # warns of a value outside
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_what_is_kept_is_the_bases_and_no_value_of_a_trial(space: SpaceName) -> None:
+    base = replaced(tiny(), "optimiser", schedule="constant")
+    own = reference(space, base)
+    for name in own if len(own) > 1 else ():
+        asked, source = parameters(space, base, [name]), random.Random(name)
+        assert list(asked) == [other for other in own if other != name]
+        assert grid(space, base, [name]).keys() == reference(space, base, [name]).keys()
+        values = anywhere(space, base, source)
+        del values[name]
+        trial = FixedTrial(values)
+        config = suggest(space, trial, base, [name])
+        assert trial.params == values  # it was not asked for
+        assert config == suggest(space, FixedTrial(values | {name: own[name]}), base)
+
+
+@pytest.mark.parametrize(
+    ("space", "keep", "told"),
+    [
+        ("recipe", ["width"], "keep = 'width'"),
+        ("schedule", ["T", "dim"], "keep = 'dim'"),
+        ("levels", ["calls", "exponent"], "nothing is left to vary"),
+        ("steps", ["T"], "nothing is left to vary"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(space: SpaceName, keep: list[str], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        check_keep(space, tiny(), keep)
 
 
 def test_schedule_values_stand_in_the_configuration() -> None:

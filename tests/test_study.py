@@ -21,7 +21,7 @@ from colddiff.config import GenerationConfig
 from colddiff.presets import preset
 from sweeps.samplers import build_pruner
 from sweeps.space import SpaceName, reference, suggest
-from sweeps.study import StudyConfig, create_study, open_study, read_study
+from sweeps.study import StudyConfig, create_study, defining, open_study, read_study
 
 
 def small(runs: Path, **changes: Any) -> StudyConfig:
@@ -33,7 +33,7 @@ def run_trials(study: optuna.Study, config: StudyConfig, count: int) -> list[dic
     """Trials with a value made up from their parameters."""
     for _ in range(count):
         trial = study.ask()
-        suggest(config.space, trial, config.base)
+        suggest(config.space, trial, config.base, config.keep)
         number = float(len(str(sorted(trial.params.items()))))
         study.tell(trial, [number] * len(study.directions))
     return [trial.params for trial in study.trials]
@@ -69,7 +69,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "../other"}, "name = '../other' is not allowed"),
     ({"name": ""}, "name = '' is not allowed"),
     ({"space": "shedule"}, "space = 'shedule' is not allowed: it must be one of schedule, steps"),
-    ({"objective": "fid"}, "one of restoration, generation, pareto"),
+    ({"objective": "fid"}, "one of restoration, direct, generation, pareto"),
     ({"sampler": "cmaes"}, "one of auto, tpe, gp, nsga2, random, grid"),
     ({"trials": 0}, "trials = 0 is not allowed: it must be at least 1"),
     ({"seed": -1}, "seed = -1"),
@@ -83,6 +83,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "generation.levels = '4-0' is not allowed",
     ),
     ({"objective": "generation", "generation": GenerationConfig(n=1)}, "generation.n = 1"),
+    ({"objective": "direct", "space": "levels"}, "one that trains networks, for direct"),
+    ({"objective": "direct", "base": NO_VALIDATION}, "at least 1 for the objective direct"),
+    (
+        {"space": "recipe", "keep": ("width",)},
+        "keep = 'width' is not allowed: it must be one of lr",
+    ),
     ({"objective": "pareto", "space": "recipe"}, "one that varies the network calls"),
     ({"objective": "pareto", "pruner": "median"}, "Optuna prunes with one objective only"),
     ({"space": "levels", "pruner": "median"}, "none for the space levels: its trials do not train"),
@@ -121,6 +127,16 @@ def test_a_study_begins_with_the_reference(tmp_path: Path) -> None:
     assert read_study(tmp_path, "s") == config
     with pytest.raises(ValueError, match="there is no study 'other' in"):
         read_study(tmp_path, "other")
+
+
+def test_what_is_kept_is_in_no_trial_and_defines_the_study(tmp_path: Path) -> None:
+    config = small(tmp_path, space="recipe", keep=("dim", "lr"))
+    create_study(config)
+    trials = run_trials(open_study(config, 0), config, 6)
+    assert all(params.keys() == {"loss", "lr_schedule", "ema_decay"} for params in trials)
+    with pytest.raises(ValueError, match="keep: .* there, 'nothing' here"):
+        create_study(small(tmp_path, space="recipe"))
+    assert "keep" not in defining(small(tmp_path))  # studies that are older than it go on
 
 
 def test_directions_are_the_objectives(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def run_trials(
 
 def begin(trial: Trial, config: StudyConfig) -> RunFolder:
     """Give the trial its run, as a worker does."""
-    wanted = suggest(config.space, trial, config.base)
+    wanted = suggest(config.space, trial, config.base, config.keep)
     own = config.base if config.space == "levels" else wanted
     folder = RunFolder.create(Path(config.runs), own)
     attempt = {"started_ms": 1_700_000_000_000 + trial.number, "git_sha": "a" * 40}

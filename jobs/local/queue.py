@@ -36,7 +36,7 @@ from colddiff.interruption import StopRequest
 from jobs import environment
 from jobs.cluster import Submitted
 from jobs.local.jobs import Job, Phase, QueuedTask
-from jobs.local.slots import Slot, find_slots, hold, is_held, reserve
+from jobs.local.slots import Slot, hold, is_held, reserve, slots_for
 from jobs.pack import PackedTask
 from jobs.tasks import AnyTask
 
@@ -222,12 +222,7 @@ def submit_locally(
     Raises:
         ValueError: for numbers that this machine cannot serve.
     """
-    slots = find_slots(at_once)
-    if at_once < 0:
-        raise ValueError(f"at_once = {at_once} is not allowed: give 0 (one on each GPU) or more")
-    if ranks < 1 or (slots[0].device and ranks > len(slots)):
-        limit = f"1..{len(slots)}, a GPU for each" if slots[0].device else "1 or more"
-        raise ValueError(f"ranks = {ranks} is not allowed here: it must be {limit}")
+    slots = slots_for(at_once, ranks)
     folder = runs.absolute() / "jobs" / f"local-{secrets.token_hex(4)}"
     jobs = [Job(folder, number) for number in range(len(tasks))]
     for job in jobs:

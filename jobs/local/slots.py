@@ -43,6 +43,17 @@ def find_slots(at_once: int = 0) -> list[Slot]:
     return [Slot(str(folder / name), device) for name, device in names.items()]
 
 
+def slots_for(at_once: int, ranks: int) -> list[Slot]:
+    """:func:`find_slots`; raises ``ValueError`` for numbers that this machine cannot serve."""
+    if at_once < 0:
+        raise ValueError(f"at_once = {at_once} is not allowed: give 0 (one on each GPU) or more")
+    slots = find_slots(at_once)
+    if ranks < 1 or (slots[0].device and ranks > len(slots)):
+        limit = f"1..{len(slots)}, a GPU for each" if slots[0].device else "1 or more"
+        raise ValueError(f"ranks = {ranks} is not allowed here: it must be {limit}")
+    return slots
+
+
 def reserve(slots: Iterable[Slot], count: int) -> dict[Slot, int]:
     """So many free slots, with the descriptors that reserve them; none where there are fewer.
 
