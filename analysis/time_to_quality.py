@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.tracking import MlflowClient
 
+DASHES = ("-", "--", ":", "-.")
 ERROR, SPEED = "validation/rmse", "speed/images_per_second"
 
 
@@ -149,17 +150,18 @@ def to_markdown(curves: Sequence[Curve], wanted: Sequence[float], footer: Proven
 
 
 def draw(curves: Sequence[Curve], wanted: Sequence[float]) -> Figure:
-    """RMSE against minutes; a line a run, a colour a recipe."""
+    """RMSE against minutes; a line a run, a colour a recipe (and dashes after six of them)."""
     figure = new_figure(WIDTH, 3.4)
     axes = figure.add_subplot()
     names = list(dict.fromkeys(curve.recipe for curve in curves))
     for curve in curves:
-        color = COLORS[names.index(curve.recipe) % len(COLORS)]
+        dashes, color = divmod(names.index(curve.recipe), len(COLORS))
         first = curve is next(each for each in curves if each.recipe == curve.recipe)
         axes.plot(
             [point.minutes for point in curve.points],
             [point.rmse for point in curve.points],
-            color=color,
+            color=COLORS[color],
+            linestyle=DASHES[dashes % len(DASHES)],
             marker="o",
             markersize=3,
             label=curve.recipe if first else None,

@@ -9,7 +9,7 @@ import pytest
 from tracked_runs import EXPERIMENT, Store, error_line
 
 from analysis.runs import select_runs
-from analysis.time_to_quality import draw, main, minutes_until, read
+from analysis.time_to_quality import Curve, Validated, draw, main, minutes_until, read
 
 BATCH = 120  # images a step: 60 images a second are 2 s a step
 
@@ -101,6 +101,16 @@ def test_csv_and_figure_show_every_validation(store: Store, tmp_path: Path) -> N
     line = figure.axes[0].lines[0]
     assert list(line.get_xdata()) == pytest.approx([1, 2])
     assert list(line.get_ydata()) == pytest.approx([0.2, 0.15])
+
+
+def test_every_recipe_has_a_line_of_its_own_look() -> None:
+    names = [f"recipe {i}" for i in range(13) for _ in (0, 1)]  # two seeds each
+    points = (Validated(1, 1.0, 0.2), Validated(2, 2.0, 0.1))
+    curves = [Curve(name, name, i % 2, 64, "", points) for i, name in enumerate(names)]
+    lines = draw(curves, []).axes[0].lines
+    looks = [(line.get_color(), line.get_linestyle()) for line in lines]
+    assert len(set(looks)) == 13
+    assert looks[::2] == looks[1::2]
 
 
 def test_runs_without_times_and_odd_thresholds_are_mistakes(
