@@ -201,6 +201,7 @@ def seeds_of(study: Study, trial: Trial) -> list[dict[str, Any]]:
     columns = recipe_columns(runs)
     same = runs[(runs[columns] == own.iloc[0][columns]).all(axis=1)]
     kind = f"sampled_{trial.levels}" if trial.levels else "sampled"
+    kind = "direct" if study.settings["objective"] == "direct" else kind
     wanted = {f"eval/{kind}/{metric}": f"metrics.eval/{kind}/{metric}" for metric in SAMPLED}
     if study.settings["space"] != "levels":  # whose trials have their values on one run
         wanted |= {f"objective/{o.key}": f"metrics.objective/{o.key}" for o in study.objectives}

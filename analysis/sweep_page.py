@@ -112,8 +112,9 @@ def to_markdown(
     for name in figures:
         parts += [f"![{name}]({name}.png)", CAPTIONS[name]]
     settings = study.settings
+    kept = f" but {', '.join(settings['keep'])}" if settings.get("keep") else ""
     parts.append(
-        f"Space {settings['space']} around preset {settings['base']['preset']}, objective "
+        f"Space {settings['space']}{kept} around preset {settings['base']['preset']}, objective "
         f"{settings['objective']}, sampler {settings['sampler']} (seed {settings['seed']}), pruner "
         f"{settings['pruner']}; MLflow run {study.run_id}."
     )

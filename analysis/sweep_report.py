@@ -35,6 +35,7 @@ class SweepOptions(Options):
 def summarise(study: Study) -> dict[str, Any]:
     """``summary.json``."""
     best, reference = study.best, study.reference
+    all_levels = "none" if study.settings["objective"] == "direct" else "all"
 
     def told(trial: Trial) -> dict[str, Any]:
         return {
@@ -43,7 +44,7 @@ def summarise(study: Study) -> dict[str, Any]:
             "values": {o.key: value(trial, i) for i, o in enumerate(study.objectives)},
             "params": dict(trial.params),
             "adjusted": dict(trial.adjusted),
-            "levels": trial.levels or "all",
+            "levels": trial.levels or all_levels,
             "linear_rmse": trial.linear_rmse,
             "seeds": seeds_of(study, trial),
         }

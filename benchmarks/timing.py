@@ -14,6 +14,8 @@ from colddiff.machine import git_dirty, git_sha, processor
 
 TURN_S = 0.05
 """Seconds of a way's turn, at least."""
+WARM_UP_S = 1.0
+"""A first call that takes longer is no short way's, however cold it was."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def interleaved(
 
 def _calls(way: Callable[[], object]) -> int:
     """Warms it up; so many calls fill a turn."""
-    if _elapsed(way) >= TURN_S:
+    if _elapsed(way) >= WARM_UP_S:
         return 1
     return max(1, round(TURN_S / _elapsed(way)))
 

@@ -60,10 +60,12 @@ class Point:
 
 
 def values_of(config: StudyConfig) -> list[Value]:
-    """What the study optimises."""
+    """What the study optimises. A run may have values of several studies, so that keys differ."""
     match config.objective:
-        case "restoration" | "direct":
+        case "restoration":
             keys: list[str] = [config.metric]
+        case "direct":
+            keys = [f"direct_{config.metric}"]
         case "generation":
             keys = ["fid_digits"]
         case "pareto":
@@ -78,7 +80,7 @@ def params(config: StudyConfig) -> dict[str, str]:
     scheme = config.storage_url.partition("://")
     return {
         "space": config.space,
-        "keep": " ".join(config.keep),
+        **({"keep": " ".join(config.keep)} if config.keep else {}),
         "objective": config.objective,
         "metric": " ".join(value.key for value in values_of(config)),
         "sampler": config.sampler,
@@ -225,7 +227,7 @@ def _levels(trial: FrozenTrial, config: StudyConfig) -> str:
             T = config.base.degradation.T
             levels = visited(T, **trial.params)
             return "" if len(levels) == T + 1 else "-".join(map(str, levels))
-        case "recipe":
+        case "recipe" if config.objective != "direct":
             return next(iter(config.base.evaluation.levels), "")
         case _:
             return ""

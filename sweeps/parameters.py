@@ -73,7 +73,12 @@ def check_base(space: SpaceName, base: RunConfig) -> None:
 
 
 def check_keep(space: SpaceName, base: RunConfig, keep: Collection[str]) -> None:
-    """Raise ``ValueError`` for names that the space has not, and where nothing is left to vary."""
+    """Raise ``ValueError`` for names that the recipe has not, and where nothing is left to vary.
+
+    In the other spaces parameters make up for one another, so that none could be kept.
+    """
+    if keep:
+        require(space == "recipe", "keep", " ".join(keep), f"empty for the space {space}")
     names = reference(space, base)
     for name in keep:
         require(name in names, "keep", name, f"one of {', '.join(names)} for the space {space}")

@@ -114,7 +114,8 @@ class Standing:
         names = value_names(config.objective, config.metric)
         ways = directions(config.objective, config.metric)
         goals = ", ".join(f"{way} {name}" for way, name in zip(ways, names, strict=True))
-        head = f"space {config.space}, {config.sampler}; {goals}"
+        kept = f" but {', '.join(config.keep)}" if config.keep else ""
+        head = f"space {config.space}{kept}, {config.sampler}; {goals}"
         parts = ["\n".join([self.summary(), head])]
         if self.trouble:
             parts[0] += f"\nwarning: Slurm cannot be asked: {self.trouble}"

@@ -55,7 +55,7 @@ class Start(Workers):
     alone. paper: the authors' families, as strong as the base. levels: which levels the sampler
     visits. recipe: rate, width, loss, average."""
     keep: tuple[str, ...] = ()
-    """Parameters of the space that are not varied: they stay the base's."""
+    """Parameters of the space recipe that are not varied: they stay the base's."""
     objective: ObjectiveName = "restoration"
     """What is optimised, on validation images. restoration: by Algorithm 2. direct: R(x_T, T).
     generation: FID(digits). pareto: FID(digits) against network calls."""

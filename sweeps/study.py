@@ -39,7 +39,7 @@ class StudyConfig(Checked):
     space: SpaceName = "schedule"
     """What is varied around the base, see :func:`sweeps.space.suggest`."""
     keep: tuple[str, ...] = added(())
-    """Parameters of the space that are not varied: they stay the base's."""
+    """Parameters of a recipe that are not varied: they stay the base's."""
     objective: ObjectiveName = "restoration"
     """What is optimised, see :mod:`sweeps.objective`."""
     metric: Metric = "rmse"
@@ -79,6 +79,8 @@ class StudyConfig(Checked):
         require(0 <= self.seed < 2**31, "seed", self.seed, "in 0..2147483647")
         check_base(self.space, self.base)
         check_keep(self.space, self.base, self.keep)
+        in_order = (name for name in reference(self.space, self.base) if name in self.keep)
+        object.__setattr__(self, "keep", tuple(in_order))
         self._check_objective()
         self._check_pruner()
         check_storage(self.storage_url, one_machine=self.one_machine)

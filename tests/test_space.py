@@ -150,29 +150,29 @@ def test_grids_hold_the_reference_and_only_what_can_be_suggested(space: SpaceNam
             suggest(space, FixedTrial(own | {name: value}), base)  # warns of a value outside
 
 
-@pytest.mark.parametrize("space", SPACES)
-def test_what_is_kept_is_the_bases_and_no_value_of_a_trial(space: SpaceName) -> None:
+def test_what_is_kept_is_the_bases_and_no_value_of_a_trial() -> None:
     base = replaced(tiny(), "optimiser", schedule="constant")
-    own = reference(space, base)
-    for name in own if len(own) > 1 else ():
-        asked, source = parameters(space, base, [name]), random.Random(name)
+    own = reference("recipe", base)
+    for name in own:
+        asked, source = parameters("recipe", base, [name]), random.Random(name)
         assert list(asked) == [other for other in own if other != name]
-        assert grid(space, base, [name]).keys() == reference(space, base, [name]).keys()
-        values = anywhere(space, base, source)
+        assert grid("recipe", base, [name]).keys() == asked.keys()
+        assert reference("recipe", base, [name]).keys() == asked.keys()
+        values = anywhere("recipe", base, source)
         del values[name]
         trial = FixedTrial(values)
-        config = suggest(space, trial, base, [name])
+        config = suggest("recipe", trial, base, [name])
         assert trial.params == values  # it was not asked for
-        assert config == suggest(space, FixedTrial(values | {name: own[name]}), base)
+        assert reference("recipe", config) == values | {name: own[name]}
 
 
 @pytest.mark.parametrize(
     ("space", "keep", "told"),
     [
-        ("recipe", ["width"], "keep = 'width'"),
-        ("schedule", ["T", "dim"], "keep = 'dim'"),
-        ("levels", ["calls", "exponent"], "nothing is left to vary"),
-        ("steps", ["T"], "nothing is left to vary"),
+        ("recipe", ["width"], "keep = 'width' is not allowed: it must be one of lr, dim"),
+        ("recipe", ["lr", "dim", "loss", "lr_schedule", "ema_decay"], "nothing is left to vary"),
+        ("schedule", ["T"], "keep = 'T' is not allowed: it must be empty for the space schedule"),
+        ("levels", ["calls"], "empty for the space levels"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(space: SpaceName, keep: list[str], told: str) -> None:

@@ -132,6 +132,7 @@ def test_a_study_begins_with_the_reference(tmp_path: Path) -> None:
 def test_what_is_kept_is_in_no_trial_and_defines_the_study(tmp_path: Path) -> None:
     config = small(tmp_path, space="recipe", keep=("dim", "lr"))
     create_study(config)
+    create_study(small(tmp_path, space="recipe", keep=("lr", "dim", "lr")))  # is the same
     trials = run_trials(open_study(config, 0), config, 6)
     assert all(params.keys() == {"loss", "lr_schedule", "ema_decay"} for params in trials)
     with pytest.raises(ValueError, match="keep: .* there, 'nothing' here"):

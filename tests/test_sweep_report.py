@@ -17,7 +17,7 @@ import pytest
 from matplotlib.axes import Axes
 from optuna import Study
 from PIL import Image
-from tiny import replaced
+from tiny import replaced, tiny
 from tracked_runs import EXPERIMENT, Store, error_line
 from tracked_studies import (
     begin,
@@ -330,6 +330,26 @@ def test_other_seeds_of_the_best_and_the_reference(store: Store, tmp_path: Path)
     chosen = [row for row in rows if row[1] == "mean ± std (n)"][0]
     assert chosen[header.index("objective/rmse")] == ""  # of one value, picked for being good
     assert cells["best", "0"] == ""
+
+
+@pytest.mark.usefixtures("fewer_figures")
+def test_direct_restoration_has_its_own_numbers_and_says_what_was_kept(
+    store: Store, tmp_path: Path
+) -> None:
+    """Also where the base has a list of levels."""
+    base = replaced(tiny(), "evaluation", levels=("4-2-0",))
+    config = small_config(tmp_path, base=base, objective="direct", keep=("dim",))
+    study = run_trials(config, lambda params: (params["lr"],), 3)
+    record_all(study, config, store.uri, EXPERIMENT)
+    own = replaced(base, "training", seed=1)
+    metrics = {"sampled_4-2-0/rmse": 0.3, "direct/rmse": 0.2, "sampled/rmse": 0.4}
+    store.log(own.run_id, metrics=metrics, params=own.flat(), start=2_000_000_000_000)
+    page, summary = report(store, tmp_path / "out")
+    assert summary["best"]["levels"] == summary["reference"]["levels"] == "none"
+    first, second = summary["reference"]["seeds"]
+    assert first == {"run": base.run_id, "seed": 0, "objective/direct_rmse": study.trials[0].value}
+    assert second == {"run": own.run_id, "seed": 1, "eval/direct/rmse": 0.2}
+    assert "Space recipe but dim around preset" in page
 
 
 @pytest.mark.usefixtures("fewer_figures")
