@@ -64,10 +64,10 @@ def test_the_authors_network_and_optimiser(name: str) -> None:
 
 
 def test_the_quick_recipe_is_the_one_that_was_measured() -> None:
-    page = Path(__file__).parents[1] / "results" / "time_to_quality" / "time_to_quality.csv"
+    page = Path(__file__).parents[1] / "results/time_to_quality/widths/time_to_quality.csv"
     with page.open(newline="") as file:
         runs = {row["recipe"]: row["run"] for row in csv.DictReader(file)}
-    assert runs["mnist, quarter-l2, T = 20"] == preset("mnist-quick").run_id
+    assert runs["mnist, dim16-2400, T = 20"] == preset("mnist-quick").run_id
 
 
 def test_the_students_settings() -> None:
